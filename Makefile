@@ -1,0 +1,48 @@
+# Every target sets up what it needs in .venv; the pins are in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+DATA ?=
+
+.PHONY: demo test lint docs bench clean
+
+demo: $(VENV)/.examples  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
+	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
+
+test: $(VENV)/.test  ## the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.lint  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
+	$(BIN)/sphinx-build -W -n -b html docs docs/_build/html
+
+bench: $(VENV)/.test  ## time and peak memory of the primitive
+	$(BIN)/python -m benchmarks
+
+$(VENV)/.examples: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(PIP) --editable ".[examples]"
+	touch $@
+
+# The nnU-Net networks pin an older timm, which needs torchvision; the networks themselves need neither.
+$(VENV)/.test: $(VENV)/.examples
+	$(PIP) --group test
+	$(PIP) --no-deps dynamic-network-architectures==0.4.4
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(PIP) --group lint
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.examples
+	$(PIP) --group docs
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
