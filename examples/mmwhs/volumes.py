@@ -1,0 +1,184 @@
+"""Volumes on disk and in memory: RAS arrays of intensities in [0, 1] and class indices, and the way back.
+
+Files come in any orientation. Everything here works on RAS arrays (axis 0 to the right, 1 to the front, 2 up)
+so that axis 0 is sagittal, 1 coronal and 2 transaxial, whatever the file says.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+
+from mmgl_losses.checks import message, number
+
+if TYPE_CHECKING:
+    from examples.mmwhs.datasets import Case, Description
+
+PLANES = ("sagittal", "coronal", "transaxial")
+RAS = np.array([[0, 1], [1, 1], [2, 1]])
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume brought to RAS.
+
+    Args:
+        image: (X, Y, Z) float32 in [0, 1].
+        label: (X, Y, Z) uint8 class indices, 0 the background; None without a label file.
+        affine: (4, 4), from voxels to millimetres.
+        spacing: (3,) millimetres.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    affine: np.ndarray
+    spacing: np.ndarray
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Any way in which a file can fail to be read becomes one sentence that names it."""
+    broken = (
+        ImageFileError,
+        HeaderDataError,
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        TypeError,
+        MemoryError,
+    )
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except broken as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        cure = "The file is damaged or not NIfTI: get it again."
+        raise ValueError(message(f"a readable NIfTI volume in {path}", f"{reason!r}", cure)) from error
+
+
+def open_ras(path: Path) -> SpatialImage:
+    """The header of a 3-D volume, its array (not read yet) turned to RAS."""
+    with _reading(path):
+        image = nib.load(path)
+        if not isinstance(image, SpatialImage):
+            raise ImageFileError(f"a {type(image).__name__}")
+        shape, affine, kind = image.shape, image.affine, image.get_data_dtype().kind
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(message(f"a 3-D volume in {path}", f"shape {shape}"))
+    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        cure = "Its header does not say how it lies in space."
+        raise ValueError(
+            message(f"an affine that can be inverted in {path}", np.asarray(affine).tolist(), cure)
+        )
+    if kind not in "iufb":
+        raise ValueError(message(f"real numbers in {path}", f"type {image.get_data_dtype()}"))
+    with _reading(path):
+        return nib.as_closest_canonical(image)
+
+
+def load_volume(
+    case: "Case", description: "Description", *, percentiles: tuple[float, float] = (1.0, 99.0)
+) -> Volume:
+    """Reads a case: RAS, intensities clipped at `percentiles` and scaled to [0, 1], labels as class indices.
+
+    Where both percentiles are one value (a volume that is nearly all background) the whole range is kept; a
+    constant volume becomes zeros.
+
+    Raises:
+        ValueError: a file cannot be read, image and label do not lie on one grid, an intensity is not finite,
+            or a label value is not in `description`.
+    """
+    low, high = (number("percentiles", value, least=0.0, most=100.0) for value in percentiles)
+    if low >= high:
+        raise ValueError(message("`percentiles` in ascending order", percentiles))
+    image = open_ras(case.image)
+    label = None
+    if case.label is not None:
+        stored = open_ras(case.label)
+        _same_grid(case.image, image, case.label, stored)
+        label = _class_indices(case.label, stored, description)
+    intensities = _normalised(case.image, image, low, high)
+    affine = np.asarray(image.affine)
+    return Volume(intensities, label, affine, voxel_sizes(affine))
+
+
+def _same_grid(image_path: Path, image: SpatialImage, label_path: Path, label: SpatialImage) -> None:
+    """Both RAS grids have one shape, and no corner of the volume moves by more than a tenth of a voxel."""
+    expected = f"{label_path} on the grid of {image_path}"
+    if image.shape != label.shape:
+        raise ValueError(message(f"{expected}, shape {image.shape}", f"shape {label.shape}"))
+    corners = np.stack(np.meshgrid(*[(0, size - 1) for size in image.shape]), axis=-1).reshape(-1, 3)
+    apart = np.abs(apply_affine(image.affine, corners) - apply_affine(label.affine, corners)).max()
+    if apart > 0.1 * voxel_sizes(image.affine).min():
+        cure = "Resample the label to the image's grid by nearest neighbour."
+        raise ValueError(message(expected, f"corners up to {apart:.3g} mm apart", cure))
+
+
+def _class_indices(path: Path, stored: SpatialImage, description: "Description") -> np.ndarray:
+    """Label values to class indices; any other value than those of the description is an error."""
+    with _reading(path):
+        values = np.asanyarray(stored.dataobj)
+    classes = {value: index for index, value in enumerate(description.values, start=1)}
+    classes |= {wrong: classes[right] for wrong, right in description.fixes.items()}
+    indices = np.zeros(values.shape, dtype=np.uint8)
+    known = values == 0
+    for value, index in classes.items():
+        here = values == value
+        indices[here] = index
+        known |= here
+    if not known.all():
+        unknown = np.unique(values[~known])
+        got = ", ".join(f"{value:g}" for value in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        raise ValueError(message(f"label values 0, {', '.join(map(str, classes))} in {path}", got))
+    return indices
+
+
+def _normalised(path: Path, stored: SpatialImage, low: float, high: float) -> np.ndarray:
+    with _reading(path):
+        image = stored.get_fdata(caching="unchanged", dtype=np.float32)
+    if not np.isfinite(image).all():
+        count = int((~np.isfinite(image)).sum())
+        raise ValueError(message(f"finite intensities in {path}", f"{count} voxels that are NaN or infinite"))
+    bottom, top = map(float, np.percentile(image, (low, high)))
+    if bottom == top:
+        bottom, top = float(image.min()), float(image.max())
+    if bottom == top:
+        return np.zeros_like(image)
+    image = np.clip(image, bottom, top)
+    image -= np.float32(bottom)
+    image /= np.float32(top) - np.float32(bottom)
+    return image
+
+
+def to_original(labels: np.ndarray, original: SpatialImage, description: "Description") -> nib.Nifti1Image:
+    """Class indices on the RAS grid become the file that `original` would have as its label.
+
+    The exact inverse of :func:`load_volume` for the grid: the orientation, affine and geometry of `original`,
+    and the label values of `description`, as int16.
+
+    Args:
+        labels: (X, Y, Z) class indices in RAS.
+        original: the image as it was opened, in its own orientation.
+        description: names and values of the classes.
+    """
+    to_file = ornt_transform(RAS, io_orientation(original.affine))
+    table = np.array((0, *description.values), dtype=np.int16)
+    if labels.size and not 0 <= labels.min() <= labels.max() < len(table):
+        raise ValueError(message(f"class indices from 0 to {len(table) - 1}", f"up to {labels.max()}"))
+    values = apply_orientation(table[labels], to_file)
+    if values.shape != original.shape:
+        raise ValueError(message(f"labels for a volume of shape {original.shape}", values.shape))
+    result = nib.Nifti1Image(values, original.affine, original.header)
+    result.set_data_dtype(np.int16)
+    result.header["cal_min"] = result.header["cal_max"] = 0  # the window of an image says nothing of labels
+    return result
