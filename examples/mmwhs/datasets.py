@@ -14,9 +14,7 @@ from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nibabel.affines import voxel_sizes
-
-from examples.mmwhs.volumes import PLANES, Volume, load_volume, open_ras
+from examples.mmwhs.volumes import PLANES, UNKNOWN, Volume, load_volume, open_grid
 from mmgl_losses.checks import message, one_of
 
 __all__ = ["PLANES", "Case", "Dataset", "Description", "Volume", "load_volume", "open_dataset"]
@@ -92,8 +90,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     "acdc": {
         "slice_size": 96,
         "planes": ("transaxial",),
-        "note": "ACDC (Bernard et al., IEEE TMI 2018), CC BY-NC-SA 4.0; "
-        "slices lie along the short axis of the heart.",
+        "note": "ACDC (Bernard et al., IEEE TMI 2018), CC BY-NC-SA 4.0; slices lie along the short axis of the heart.",
     },
 }
 
@@ -163,15 +160,21 @@ def _open_msd(root: Path) -> Dataset:
             raise ValueError(message(expected, f"{value!r}: {name!r}"))
         values[int(value)] = name
     values.pop(0, None)
-    if not 0 < len(values) < 256:
-        raise ValueError(message(f"1 to 255 structures in `labels` of {source}", len(values)))
+    if not 0 < len(values) < UNKNOWN:
+        raise ValueError(message(f"1 to {UNKNOWN - 1} structures in `labels` of {source}", len(values)))
     files = [_msd_files(root, entry) for entry in training]
     given = _given_split(root / "splits.json")
     cases: dict[str, Case] = {}
+    labelled_by: dict[Path, str] = {}
     for image, label in files:
         case = Case(image.name.removesuffix(".gz").removesuffix(".nii"), "", image, label)
         if case.id in cases:
             raise ValueError(message(f"every case once in {source}", f"{cases[case.id].image} and {image}"))
+        if label in labelled_by:
+            raise ValueError(
+                message(f"one case with the label {label} in {source}", f"{labelled_by[label]} and {case.id}")
+            )
+        labelled_by[label] = case.id
         patient = case.id if given is None else _patient_of(case.id, given, root / "splits.json")
         cases[case.id] = Case(case.id, patient, image, label)
     if given is not None:
@@ -206,9 +209,7 @@ def _msd_files(root: Path, entry: object) -> tuple[Path, Path]:
             raise ValueError(message(expected, entry))
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
-            raise ValueError(
-                message(f"paths inside of the data folder in {root / 'dataset.json'}", repr(name))
-            )
+            raise ValueError(message(f"paths inside of the data folder in {root / 'dataset.json'}", repr(name)))
         path = root / relative
         if not path.name.endswith((".nii", ".nii.gz")) or not path.is_file():
             raise ValueError(message(f"the NIfTI file {path}, which dataset.json names", "no such file"))
@@ -227,8 +228,8 @@ def _given_split(path: Path) -> dict[str, tuple[str, ...]] | None:
             continue  # a note
         if not isinstance(patients, list) or not all(isinstance(patient, str) for patient in patients):
             raise ValueError(message(f"`{key}` to be a list of patients in {path}", patients))
-        if len(set(patients)) != len(patients) or not patients:
-            raise ValueError(message(f"every patient of `{key}` once in {path}", patients))
+        if not patients or len(set(patients)) != len(patients):
+            raise ValueError(message(f"one or more patients in `{key}` of {path}, each once", patients))
         given[key] = tuple(patients)
     for key in ("train", "val", "test"):
         if key not in given:
@@ -256,18 +257,14 @@ def _patient_of(case: str, given: Mapping[str, tuple[str, ...]], source: Path) -
 def _no_strangers(given: Mapping[str, tuple[str, ...]], patients: set[str], source: Path) -> None:
     strangers = sorted({patient for subset in given.values() for patient in subset} - patients)
     if strangers:
-        raise ValueError(
-            message(f"cases of every patient in {source}", f"none of {', '.join(strangers[:5])}")
-        )
+        raise ValueError(message(f"cases of every patient in {source}", f"none of {', '.join(strangers[:5])}"))
 
 
 def _slicing(path: Path) -> dict[str, Any]:
     """Planes and slice size of an unknown set, from one header: three planes for near-cubic voxels."""
-    image = open_ras(path)
-    spacing = voxel_sizes(image.affine)
-    size = min(160, -(-max(image.shape) // 16) * 16)
-    if spacing.max() <= 2 * spacing.min():
-        return {"planes": PLANES, "slice_size": size}
-    coarsest = int(spacing.argmax())
-    size = min(160, -(-max(s for axis, s in enumerate(image.shape) if axis != coarsest) // 16) * 16)
-    return {"planes": (PLANES[coarsest],), "slice_size": size}
+    grid = open_grid(path)
+    cubic = grid.spacing.max() <= 2 * grid.spacing.min()
+    coarsest = int(grid.spacing.argmax())
+    longest = max(size for axis, size in enumerate(grid.shape) if cubic or axis != coarsest)
+    sixteens = -(-longest // 16) * 16  # a network that halves four times needs multiples of 16
+    return {"planes": PLANES if cubic else (PLANES[coarsest],), "slice_size": min(160, sixteens)}

@@ -1,7 +1,7 @@
 """Slices of volumes: cut in three planes, resized whole to S x S, cached on disk, and served to training.
 
-Images are kept as uint8, so an intensity in [0, 1] is off by at most 1/510. Labels are resized class by class:
-no resizing ever invents a class between two others.
+Images are kept as uint8, so an intensity in [0, 1] is off by at most 1/510. Labels are resized class by class,
+so no resizing ever invents a class between two others.
 """
 
 import hashlib
@@ -58,8 +58,11 @@ def resize_labels(stack: np.ndarray, size: int) -> np.ndarray:
     for i in range(0, len(stack), BATCH):
         part = torch.from_numpy(np.ascontiguousarray(stack[i : i + BATCH], dtype=np.uint8))
         best = torch.zeros(len(part), size, size)
-        for index in torch.unique(part).tolist():
-            share = _linear((part == index).float()[:, None], (size, size))[:, 0]
+        for index in range(int(part.max()) + 1):
+            here = part == index
+            if not here.any():
+                continue
+            share = _linear(here.float()[:, None], (size, size))[:, 0]
             out[i : i + BATCH][(share > best).numpy()] = index
             best = torch.maximum(best, share)
     return out
@@ -84,9 +87,7 @@ def labels_from_probabilities(
     out = np.empty(shape, dtype=np.uint8)
     slices = volume_to_slices(out, plane)
     if stack.ndim != 4 or len(stack) != len(slices):
-        expected = (
-            f"`probabilities` of shape ({len(slices)}, C, S, S) for the {plane} slices of {tuple(shape)}"
-        )
+        expected = f"`probabilities` of shape ({len(slices)}, C, S, S) for the {plane} slices of {tuple(shape)}"
         raise ValueError(message(expected, tuple(stack.shape)))
     for i in range(0, len(stack), BATCH):
         part = stack[i : i + BATCH].to("cpu", torch.float32)
@@ -163,9 +164,7 @@ class SliceStore:
                     return array
             except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
                 continue  # damaged: build it again
-        raise ValueError(
-            message(f"cached slices of {case.id!r} in {path}", "a file that cannot be read back")
-        )
+        raise ValueError(message(f"cached slices of {case.id!r} in {path}", "a file that cannot be read back"))
 
     def _build(self, case: Case, path: Path) -> None:
         description = self.dataset.description

@@ -123,8 +123,6 @@ def guard(split: Split, patients: Collection[str], stage: str, *, labels: bool) 
         if leaked := sorted(set(patients) & set(members)):
             raise LeakError(message(f"training patients in stage {stage!r}", f"{leaked} of the {part} part"))
     if strangers := sorted(set(patients) - set(split.train)):
-        raise LeakError(
-            message(f"training patients in stage {stage!r}", f"{strangers}, of no part of the split")
-        )
+        raise LeakError(message(f"training patients in stage {stage!r}", f"{strangers}, of no part of the split"))
     if labels and (leaked := sorted(set(patients) - set(split.labelled))):
         raise LeakError(message(f"labelled patients in stage {stage!r}", f"{leaked}, which are not labelled"))

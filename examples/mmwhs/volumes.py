@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from mmgl_losses.checks import message, number
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PLANES = ("sagittal", "coronal", "transaxial")
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
+UNKNOWN = 255  # no class has this index
 
 
 @dataclass(frozen=True)
@@ -66,29 +67,44 @@ def _reading(path: Path) -> Iterator[None]:
         raise ValueError(message(f"a readable NIfTI volume in {path}", f"{reason!r}", cure)) from error
 
 
-def open_ras(path: Path) -> SpatialImage:
-    """The header of a 3-D volume, its array (not read yet) turned to RAS."""
+@dataclass(frozen=True)
+class _Grid:
+    """A 3-D file as it was opened, and how its RAS array lies in space; no voxel is read yet."""
+
+    path: Path
+    file: SpatialImage
+    shape: tuple[int, ...]
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> np.ndarray:
+        return voxel_sizes(self.affine)
+
+    def turn(self, array: np.ndarray) -> np.ndarray:
+        """The array of the file in RAS; a view."""
+        return apply_orientation(array, io_orientation(self.file.affine))
+
+
+def open_grid(path: Path) -> _Grid:
+    """Opens a 3-D volume and reads its header."""
     with _reading(path):
-        image = nib.load(path)
-        if not isinstance(image, SpatialImage):
-            raise ImageFileError(f"a {type(image).__name__}")
-        shape, affine, kind = image.shape, image.affine, image.get_data_dtype().kind
-    if len(shape) != 3 or 0 in shape:
+        file = nib.load(path)
+        if not isinstance(file, SpatialImage):
+            raise ImageFileError(f"a {type(file).__name__}")
+        shape, affine, kind = file.shape, np.asarray(file.affine, dtype=float), file.get_data_dtype().kind
+    if len(shape) != 3 or min(shape) < 1:
         raise ValueError(message(f"a 3-D volume in {path}", f"shape {shape}"))
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.isnan(io_orientation(affine)).any():
         cure = "Its header does not say how it lies in space."
-        raise ValueError(
-            message(f"an affine that can be inverted in {path}", np.asarray(affine).tolist(), cure)
-        )
-    if kind not in "iufb":
-        raise ValueError(message(f"real numbers in {path}", f"type {image.get_data_dtype()}"))
-    with _reading(path):
-        return nib.as_closest_canonical(image)
+        raise ValueError(message(f"an affine that can be inverted in {path}", affine.tolist(), cure))
+    if kind not in "iuf":
+        raise ValueError(message(f"real numbers in {path}", f"type {file.get_data_dtype()}"))
+    turn = io_orientation(affine)
+    turned = tuple(shape[int(axis)] for axis in np.argsort(turn[:, 0]))
+    return _Grid(path, file, turned, affine @ inv_ornt_aff(turn, shape))
 
 
-def load_volume(
-    case: "Case", description: "Description", *, percentiles: tuple[float, float] = (1.0, 99.0)
-) -> Volume:
+def load_volume(case: "Case", description: "Description", *, percentiles: tuple[float, float] = (1.0, 99.0)) -> Volume:
     """Reads a case: RAS, intensities clipped at `percentiles` and scaled to [0, 1], labels as class indices.
 
     Where both percentiles are one value (a volume that is nearly all background) the whole range is kept; a
@@ -101,63 +117,65 @@ def load_volume(
     low, high = (number("percentiles", value, least=0.0, most=100.0) for value in percentiles)
     if low >= high:
         raise ValueError(message("`percentiles` in ascending order", percentiles))
-    image = open_ras(case.image)
+    image = open_grid(case.image)
     label = None
     if case.label is not None:
-        stored = open_ras(case.label)
-        _same_grid(case.image, image, case.label, stored)
-        label = _class_indices(case.label, stored, description)
-    intensities = _normalised(case.image, image, low, high)
-    affine = np.asarray(image.affine)
-    return Volume(intensities, label, affine, voxel_sizes(affine))
+        stored = open_grid(case.label)
+        _same_grid(image, stored)
+        label = _class_indices(stored, description)
+    return Volume(_normalised(image, low, high), label, image.affine, image.spacing)
 
 
-def _same_grid(image_path: Path, image: SpatialImage, label_path: Path, label: SpatialImage) -> None:
+def _same_grid(image: _Grid, label: _Grid) -> None:
     """Both RAS grids have one shape, and no corner of the volume moves by more than a tenth of a voxel."""
-    expected = f"{label_path} on the grid of {image_path}"
+    expected = f"{label.path} on the grid of {image.path}"
     if image.shape != label.shape:
         raise ValueError(message(f"{expected}, shape {image.shape}", f"shape {label.shape}"))
     corners = np.stack(np.meshgrid(*[(0, size - 1) for size in image.shape]), axis=-1).reshape(-1, 3)
     apart = np.abs(apply_affine(image.affine, corners) - apply_affine(label.affine, corners)).max()
-    if apart > 0.1 * voxel_sizes(image.affine).min():
+    if apart > 0.1 * image.spacing.min():
         cure = "Resample the label to the image's grid by nearest neighbour."
         raise ValueError(message(expected, f"corners up to {apart:.3g} mm apart", cure))
 
 
-def _class_indices(path: Path, stored: SpatialImage, description: "Description") -> np.ndarray:
+def _class_indices(grid: _Grid, description: "Description") -> np.ndarray:
     """Label values to class indices; any other value than those of the description is an error."""
-    with _reading(path):
-        values = np.asanyarray(stored.dataobj)
+    with _reading(grid.path):
+        values = np.asanyarray(grid.file.dataobj)
     classes = {value: index for index, value in enumerate(description.values, start=1)}
     classes |= {wrong: classes[right] for wrong, right in description.fixes.items()}
-    indices = np.zeros(values.shape, dtype=np.uint8)
-    known = values == 0
-    for value, index in classes.items():
-        here = values == value
-        indices[here] = index
-        known |= here
-    if not known.all():
-        unknown = np.unique(values[~known])
-        got = ", ".join(f"{value:g}" for value in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        raise ValueError(message(f"label values 0, {', '.join(map(str, classes))} in {path}", got))
-    return indices
+    table = np.full(max(classes) + 2, UNKNOWN, dtype=np.uint8)  # its last entry stays unknown
+    table[[0, *classes]] = [0, *classes.values()]
+    indices = np.empty(values.shape, dtype=np.uint8, order="F")  # as files are
+    unknown: set[float] = set()
+    for z in range(values.shape[2]):
+        with np.errstate(invalid="ignore"):  # what is not a number is not a label value either
+            whole = values[..., z].astype(np.int64)
+        index = table[np.clip(whole, -1, max(classes) + 1)]
+        indices[..., z] = np.where(whole == values[..., z], index, UNKNOWN)
+        if (here := indices[..., z] == UNKNOWN).any():
+            unknown |= set(values[..., z][here].tolist())
+    if unknown:
+        got = ", ".join(f"{value:g}" for value in sorted(unknown)[:8]) + (", ..." if len(unknown) > 8 else "")
+        raise ValueError(message(f"label values 0, {', '.join(map(str, classes))} in {grid.path}", got))
+    return grid.turn(indices)
 
 
-def _normalised(path: Path, stored: SpatialImage, low: float, high: float) -> np.ndarray:
-    with _reading(path):
-        image = stored.get_fdata(caching="unchanged", dtype=np.float32)
+def _normalised(grid: _Grid, low: float, high: float) -> np.ndarray:
+    with _reading(grid.path):
+        image = grid.file.get_fdata(caching="unchanged", dtype=np.float32)
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
-        raise ValueError(message(f"finite intensities in {path}", f"{count} voxels that are NaN or infinite"))
-    bottom, top = map(float, np.percentile(image, (low, high)))
+        raise ValueError(message(f"finite intensities in {grid.path}", f"{count} voxels that are NaN or infinite"))
+    bottom, top = map(float, np.percentile(image.ravel(order="K"), (low, high)))
     if bottom == top:
         bottom, top = float(image.min()), float(image.max())
     if bottom == top:
-        return np.zeros_like(image)
+        return grid.turn(np.zeros_like(image))
     image = np.clip(image, bottom, top)
     image -= np.float32(bottom)
     image /= np.float32(top) - np.float32(bottom)
-    return image
+    return grid.turn(image)
 
 
 def to_original(labels: np.ndarray, original: SpatialImage, description: "Description") -> nib.Nifti1Image:
