@@ -1,0 +1,1 @@
+"""MMGL on whole-heart segmentation, end to end."""
