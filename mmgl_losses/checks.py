@@ -7,10 +7,11 @@ A wrong type is a ``TypeError``, a wrong value a ``ValueError``.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 Levels = Sequence[T] | Mapping[str, T]
@@ -44,9 +45,7 @@ def number(
     if least > -math.inf:
         wanted += f" of at least {least:g}"
     if most < math.inf:
-        wanted += (
-            f" and at most {most:g}" if least > -math.inf or above > -math.inf else f" of at most {most:g}"
-        )
+        wanted += f" and at most {most:g}" if least > -math.inf or above > -math.inf else f" of at most {most:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(message(f"`{name}` to be {wanted}", f"{value!r} of type {type(value).__name__}"))
     if not (math.isfinite(value) and least <= value <= most and value > above):
@@ -151,9 +150,7 @@ def levels(name: str, values: object, weights: Levels[float]) -> list[tuple[str,
         cure = f"Wrap a single level in a list: `[{name}]`."
         if values.ndim >= 4:
             cure += " For outputs stacked along an axis, pass a mapping made from `.unbind(axis)`, one key a level."
-        raise TypeError(
-            message(f"`{name}` to be a sequence or mapping of tensors, one per level", "a tensor", cure)
-        )
+        raise TypeError(message(f"`{name}` to be a sequence or mapping of tensors, one per level", "a tensor", cure))
     if isinstance(weights, Mapping):
         if not isinstance(values, Mapping) or set(values) != set(weights):
             got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
@@ -171,12 +168,12 @@ def levels(name: str, values: object, weights: Levels[float]) -> list[tuple[str,
 
 
 def coarse_to_fine(name: str, sizes: Sequence[Sequence[int]]) -> None:
-    """Levels grow strictly from one to the next, so that a sequence of weights cannot meet the wrong level."""
+    """Levels grow strictly, so that a sequence of weights cannot meet the wrong level."""
     points = [math.prod(size) for size in sizes]
-    if all(a < b for a, b in zip(points, points[1:], strict=False)):
+    if all(a < b for a, b in pairwise(points)):
         return
     cure = "Give `weights` as a mapping from the levels' names, so that each level meets its own weight."
-    if all(a > b for a, b in zip(points, points[1:], strict=False)):
+    if all(a > b for a, b in pairwise(points)):
         cure = f"They are ordered fine to coarse: reverse them, `{name}[::-1]`."
     raise ValueError(message(f"`{name}` ordered from coarse to fine", [tuple(size) for size in sizes], cure))
 
@@ -195,6 +192,67 @@ def level_weights(weights: object) -> tuple[float, ...] | dict[str, float]:
     return checked if isinstance(weights, Mapping) else tuple(checked.values())
 
 
+def contrast(
+    anchors: object,
+    ids: object,
+    *,
+    keys: object = None,
+    key_ids: object = None,
+    self_index: object = None,
+    anchor_mask: object = None,
+    key_mask: object = None,
+    key_log_weights: object = None,
+    tolerance: object = None,
+    bound: object = None,
+) -> None:
+    """The arguments of the primitive: types, shapes that fit one another, one device."""
+    checked = floating("anchors", anchors)
+    if checked.ndim < 2:
+        raise ValueError(message("`anchors` of shape (*groups, N, D)", shape(checked)))
+    groups, n = checked.shape[:-2], checked.shape[-2]
+    m = n
+    if keys is not None:
+        others = floating("keys", keys)
+        wanted = (*groups, "M", checked.shape[-1])
+        if others.ndim != checked.ndim or others.shape[:-2] != groups or others.shape[-1] != checked.shape[-1]:
+            expected = f"`keys` of shape ({', '.join(map(str, wanted))}) for `anchors` of shape {shape(checked)}"
+            raise ValueError(message(expected, shape(others)))
+        m = others.shape[-2]
+    given = "is needed with" if keys is not None and key_ids is None else "goes with"
+    if (keys is None) != (key_ids is None) or (keys is None and self_index is not None):
+        name = "self_index" if self_index is not None and key_ids is None else "key_ids"
+        got = "`keys` alone" if given == "is needed with" else f"`{name}` alone"
+        raise ValueError(message(f"`{name}` and `keys` together, as `{name}` {given} `keys`", got))
+    for name, value, length, kinds in (
+        ("ids", ids, n, "real"),
+        ("key_ids", key_ids, m, "real"),
+        ("self_index", self_index, n, "int64"),
+        ("anchor_mask", anchor_mask, n, "bool"),
+        ("key_mask", key_mask, m, "bool"),
+        ("key_log_weights", key_log_weights, m, "floating-point"),
+    ):
+        if value is None and name != "ids":
+            continue
+        entry = tensor(name, value)
+        of_shape(name, entry, (*groups, length))
+        same_device(name, entry, "anchors", checked)
+        fits = {
+            "real": not entry.is_complex(),
+            "int64": entry.dtype == torch.int64,
+            "bool": entry.dtype == torch.bool,
+            "floating-point": entry.is_floating_point(),
+        }
+        if not fits[kinds]:
+            raise TypeError(message(f"`{name}` to be of a {kinds} type", entry.dtype))
+    if isinstance(key_log_weights, Tensor) and key_log_weights.requires_grad:
+        cure = "They are constants; call `.detach()`."
+        raise ValueError(message("`key_log_weights` that need no gradient", "requires_grad=True", cure))
+    if tolerance is not None:
+        number("tolerance", tolerance, least=0.0)
+    if bound is not None:
+        number("bound", bound, least=0.0)
+
+
 def known_names(kind: str, names: Collection[str], existing: Collection[str]) -> None:
     """Every name exists; the message names the closest ones."""
     for name in names:
@@ -202,3 +260,133 @@ def known_names(kind: str, names: Collection[str], existing: Collection[str]) ->
             close = get_close_matches(str(name), list(existing), n=3, cutoff=0.5)
             cure = f"Close matches: {', '.join(map(repr, close))}." if close else ""
             raise ValueError(message(f"the name of {kind}", repr(name), cure))
+
+
+def channels(name: str, value: object, wanted: int) -> Tensor:
+    """A feature map (B, C, *spatial) with exactly the channels a head was made for."""
+    checked = feature_map(name, value)
+    if checked.shape[1] != wanted:
+        expected = f"`{name}` of shape (B, {wanted}, *spatial)"
+        cure = "The channel axis is the second; make the head with as many `in_channels` as the features have."
+        raise ValueError(message(expected, shape(checked), cure))
+    return checked
+
+
+def row_norm(module: object) -> nn.Module:
+    """A normalisation layer that can work on rows (N, channels)."""
+    expected = "`norm` to make a layer for rows (N, channels)"
+    cure = "Use `nn.BatchNorm1d`, which is batch normalisation over all points, or `nn.LayerNorm`."
+    if not isinstance(module, nn.Module):
+        raise TypeError(message(f"{expected}, called with the number of channels", type(module).__name__, cure))
+    spatial = nn.BatchNorm2d | nn.BatchNorm3d | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+    if isinstance(module, spatial):
+        raise TypeError(message(expected, type(module).__name__, cure))
+    return module
+
+
+def channel_plan(name: str, value: object) -> tuple[int, ...]:
+    """The channels of the levels of a U-Net: at least one level and the bottleneck."""
+    expected = f"`{name}` to be a sequence of at least 2 integers, one per level and one for the bottleneck"
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) < 2:
+        raise ValueError(message(expected, repr(value)))
+    return tuple(integer(f"{name}[{i}]", item, least=1) for i, item in enumerate(value))
+
+
+def image(name: str, value: object, *, dims: int, factor: int, several: bool) -> Tensor:
+    """An image (B, C, *spatial) that is still there after `factor` halvings; `several`: as more than one element."""
+    checked = floating(name, value)
+    if checked.ndim != dims + 2:
+        axes = ", ".join("DHW"[-dims:])
+        raise ValueError(message(f"`{name}` of shape (B, C, {axes})", shape(checked)))
+    deepest = [size // factor for size in checked.shape[2:]]
+    if min(deepest) < 1:
+        expected = f"`{name}` with at least {factor} elements along each spatial axis"
+        raise ValueError(message(expected, shape(checked), "Use larger images, or fewer levels of `channels`."))
+    if several and math.prod(deepest) < 2:
+        expected = f"`{name}` with at least {2 * factor} elements along one spatial axis"
+        cure = "The bottleneck is one element, which instance normalisation cannot normalise. "
+        cure += "Use larger images, fewer levels of `channels`, or another `norm`."
+        raise ValueError(message(expected, shape(checked), cure))
+    return checked
+
+
+def network(name: str, value: object) -> nn.Module:
+    """`value` is a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(message(f"`{name}` to be a torch.nn.Module", type(value).__name__))
+    return value
+
+
+def not_compiled(name: str, where: str) -> None:
+    """Refuse a tap inside `where`, a module that was handed to ``torch.compile`` before."""
+    got = f"it inside {where}, which is compiled already"
+    cure = "Compiled code ignores taps attached later. Attach to the plain network first, then compile the result: "
+    cure += "`torch.compile(attach_heads(net, ...))`."
+    raise ValueError(message(f"the module {name!r} to be tapped before compilation", got, cure))
+
+
+def ran_once(name: str, calls: int) -> None:
+    """A tapped module ran exactly once in a pass."""
+    if calls == 1:
+        return
+    if calls:
+        got = f"{calls} calls"
+        cure = "It is shared, or runs in a loop; tap a module around one of the calls, which runs once."
+    else:
+        got = "no call"
+        cure = "The pass took another way (an option, training or eval mode), or the code was compiled before the tap."
+    raise ValueError(message(f"the tapped module {name!r} to run once in a forward pass", got, cure))
+
+
+def feature(name: str, value: object, selected: bool) -> Tensor:
+    """What a tap took is a tensor."""
+    if isinstance(value, Tensor):
+        return value
+    got = type(value).__name__
+    if isinstance(value, Mapping):
+        got += f" with the keys {', '.join(map(repr, value))}"
+    elif isinstance(value, tuple | list):
+        got += f" of {len(value)}"
+    what = f"the selector of {name!r} to give a tensor" if selected else f"the module {name!r} to return a tensor"
+    cure = "Pick one by a selector, an index, a key, an attribute's name or a function: "
+    cure += f"`selectors={{{name!r}: ...}}` of attach_heads, `{{{name!r}: ...}}` of FeatureTaps."
+    raise TypeError(message(what, got, cure))
+
+
+def selectable(name: str, value: object, selector: object) -> None:
+    """Say that a selector does not fit what the module returned."""
+    got = type(value).__name__
+    if isinstance(value, Mapping):
+        got += f" with the keys {', '.join(map(repr, value))}"
+    elif isinstance(value, tuple | list):
+        got += f" of {len(value)}"
+    raise ValueError(message(f"the output of {name!r} to have {selector!r}", got))
+
+
+def attached(name: str) -> None:
+    """Say that a feature does not reach the network's parameters."""
+    cure = "It was made under no_grad or detached: activation checkpointing with use_reentrant=True does that; set "
+    cure += "use_reentrant=False, or tap the checkpointed module itself. If the network is meant to stay fixed, "
+    cure += "freeze it with `requires_grad_(False)`."
+    raise ValueError(message(f"the feature of {name!r} to carry a gradient", "requires_grad=False", cure))
+
+
+def untouched(name: str) -> None:
+    """Say that a feature was overwritten after it was taken."""
+    cure = "Tap the module that overwrites it (an activation with inplace=True follows), or take a copy with the "
+    cure += "selector `torch.clone`."
+    raise ValueError(message(f"the feature of {name!r} to stay as it was", "it overwritten in place", cure))
+
+
+def reaches(count: int) -> None:
+    """A loss reaches at least one parameter of the model."""
+    if not count:
+        cure = "Compute it from the output of this model with gradients on, and before wrapping in DDP or FSDP."
+        raise ValueError(message("a loss that depends on parameters of this model", "one that does not", cure))
+
+
+def walkable(node: str) -> None:
+    """Refuse a graph whose parameters are hidden."""
+    if node == "CheckpointFunctionBackward":
+        cure = "Set use_reentrant=False in torch.utils.checkpoint."
+        raise ValueError(message("a graph that shows the parameters", "reentrant activation checkpointing", cure))

@@ -1,0 +1,171 @@
+"""Projection and segmentation heads: the small networks put on top of the features of a large one."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from mmgl_losses import checks, sampling
+
+Norm = Callable[[int], nn.Module]
+Activation = Callable[[], nn.Module]
+
+
+class _TwoLinear(nn.Module):
+    """Two linear maps of the channels, with whatever is wanted between them."""
+
+    def __init__(
+        self, in_channels: int, hidden: int, out_channels: int, activation: Activation | None, norm: Norm | None
+    ) -> None:
+        super().__init__()
+        self.in_channels = checks.integer("in_channels", in_channels, least=1)
+        self.hidden_channels = checks.integer("hidden_channels", hidden, least=1)
+        self.out_channels = checks.integer("out_channels", out_channels, least=1)
+        self.first = nn.Linear(in_channels, hidden)
+        self.norm = checks.row_norm(norm(hidden)) if norm is not None else None
+        self.activation = activation() if activation is not None else None
+        self.second = nn.Linear(hidden, out_channels)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """(..., in_channels) -> (..., out_channels)."""
+        rows = self.first(rows)
+        if self.norm is not None:
+            rows = self.norm(rows.flatten(0, -2)).view(rows.shape)
+        if self.activation is not None:
+            rows = self.activation(rows)
+        return self.second(rows)
+
+
+class GlobalHead(_TwoLinear):
+    r"""One embedding of a feature map: the mean over space, then two linear layers.
+
+    The paper's head of the global stage (section 4.1): "an average pooling layer followed by two linear layers
+    to output one 128-dimensional embedding". Both layers have a bias, and nothing lies between them by default,
+    as in the code base the paper builds on. The embedding is not normalised: the losses do that.
+
+    .. math:: z = W_2 \, (W_1 \, \mathrm{mean}_p \, x_p + b_1) + b_2
+
+    Args:
+        in_channels: channels of the feature map.
+        out_channels: length of the embedding.
+        hidden_channels: channels between the two layers; `in_channels` by default.
+        activation: makes the activation between the layers, such as ``nn.ReLU``.
+        norm: makes the normalisation after the first layer from `hidden_channels`, such as ``nn.BatchNorm1d``
+            or ``nn.LayerNorm``; it is given rows (B, hidden_channels).
+
+    Shape:
+        (B, in_channels, *spatial) -> (B, out_channels), for any number and size of spatial axes.
+
+    Raises:
+        TypeError: the input is not a floating-point tensor.
+        ValueError: the input has no spatial axis, or other channels than `in_channels`.
+
+    Example:
+        >>> import torch
+        >>> GlobalHead(256)(torch.zeros(2, 256, 10, 12)).shape
+        torch.Size([2, 128])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 128,
+        *,
+        hidden_channels: int | None = None,
+        activation: Activation | None = None,
+        norm: Norm | None = None,
+    ) -> None:
+        hidden = in_channels if hidden_channels is None else hidden_channels
+        super().__init__(in_channels, hidden, out_channels, activation, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) -> (B, out_channels)."""
+        checks.channels("x", x, self.in_channels)
+        return self.project(x.flatten(2).mean(2))
+
+
+class LocalHead(_TwoLinear):
+    r"""One embedding for every `stride`-th point of a feature map: two 1x1 convolutions.
+
+    The paper's head of the local stage (section 4.1): "two 1 x 1 convolutional layers", feature maps
+    "downsampled with fixed stride 4". Points are taken first, by `sampling.places`, and then mapped: a 1x1
+    convolution sees one point at a time, so the numbers are the same, for 1/16 of the work at stride 4 in 2-D.
+    (With a `norm` that looks at other points, such as batch normalisation, it sees the points taken.)
+    Both layers have a bias, and nothing lies between them by default.
+
+    .. math:: z_p = W_2 \, (W_1 \, x_p + b_1) + b_2
+
+    Args:
+        in_channels: channels of the feature map.
+        out_channels: length of an embedding.
+        stride: every how many elements along each axis a point is taken; 1 takes all.
+        hidden_channels: channels between the two layers.
+        activation: makes the activation between the layers, such as ``nn.ReLU``.
+        norm: makes the normalisation after the first layer from `hidden_channels`, such as ``nn.BatchNorm1d``
+            or ``nn.LayerNorm``; it is given rows (points, hidden_channels).
+
+    Shape:
+        (B, in_channels, *spatial) -> (B, out_channels, *ceil(spatial / stride)), in 2-D, 3-D, or any other.
+
+    Raises:
+        TypeError: the input is not a floating-point tensor.
+        ValueError: the input has no spatial axis, or other channels than `in_channels`.
+
+    Example:
+        >>> import torch
+        >>> LocalHead(64)(torch.zeros(2, 64, 160, 158)).shape
+        torch.Size([2, 128, 40, 40])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 128,
+        *,
+        stride: int = 4,
+        hidden_channels: int = 256,
+        activation: Activation | None = None,
+        norm: Norm | None = None,
+    ) -> None:
+        super().__init__(in_channels, hidden_channels, out_channels, activation, norm)
+        self.stride = checks.integer("stride", stride, least=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) -> (B, out_channels, *ceil(spatial / stride))."""
+        checks.channels("x", x, self.in_channels)
+        return self.project(sampling.subsample(x, self.stride).movedim(1, -1)).movedim(-1, 1)
+
+    def extra_repr(self) -> str:
+        """The one option that the layers do not show."""
+        return f"stride={self.stride}"
+
+
+class SegmentationHead(nn.Module):
+    """Logits of a coarser level, for deep supervision: one 1x1 convolution.
+
+    Args:
+        in_channels: channels of the feature map.
+        out_channels: number of classes, background included.
+
+    Shape:
+        (B, in_channels, *spatial) -> (B, out_channels, *spatial), in 2-D, 3-D, or any other.
+
+    Raises:
+        TypeError: the input is not a floating-point tensor.
+        ValueError: the input has no spatial axis, or other channels than `in_channels`.
+
+    Example:
+        >>> import torch
+        >>> SegmentationHead(256, 8)(torch.zeros(2, 256, 40, 40)).shape
+        torch.Size([2, 8, 40, 40])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_channels = checks.integer("in_channels", in_channels, least=1)
+        self.out_channels = checks.integer("out_channels", out_channels, least=1)
+        self.linear = nn.Linear(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) -> (B, out_channels, *spatial)."""
+        checks.channels("x", x, self.in_channels)
+        return self.linear(x.movedim(1, -1)).movedim(-1, 1)
