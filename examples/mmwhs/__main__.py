@@ -1,0 +1,143 @@
+"""The command line: ``python -m examples.mmwhs demo | phantom | run | predict``."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from examples.mmwhs import config
+
+DEFAULTS = config.Compute()
+
+
+def parser() -> ArgumentParser:
+    """All commands and their options."""
+    top = ArgumentParser(prog="python -m examples.mmwhs", description="Few labels, many scales: MMGL on volumes.")
+    commands = top.add_subcommands(dest="command", required=True)
+
+    demo = ArgumentParser(description="MMGL beside random initialisation, with the same few labelled patients.")
+    demo.add_argument("--data", type=str | None, help="an MM-WHS or MSD folder; a phantom is made if left out")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="the folder of all results")
+    demo.add_argument("--methods", type=list[str], default=["random", "mmgl"], help="what to compare")
+    _what(demo, labelled=2, scale="small")
+    _machine(demo)
+    commands.add_subcommand("demo", demo, help=demo.description)
+
+    phantom = ArgumentParser(description="Write volumes of a made-up heart, labelled as MM-WHS labels them.")
+    phantom.add_argument("out", type=Path, help="a new folder")
+    phantom.add_argument("--volumes", type=int, default=20)
+    phantom.add_argument("--shape", type=tuple[int, int, int] | None, help="voxels, as [96,96,80]")
+    phantom.add_argument("--seed", type=int, default=0)
+    commands.add_subcommand("phantom", phantom, help=phantom.description)
+
+    run = ArgumentParser(description="Train, evaluate and report one method; a killed run continues.")
+    run.add_argument("--config", action="config", help="a YAML file with any of these options")
+    run.add_argument("--data", type=str, required=True, help="an MM-WHS or MSD folder")
+    methods = ", ".join(config.built_in(config.Method))
+    run.add_argument("--method", type=str, default="mmgl", help=f"{methods}, or a YAML file")
+    run.add_argument("--out", type=Path | None, help="the folder of the run (default: runs/DATA-METHOD-LABELLED-SEED)")
+    _what(run, labelled=0.2, scale="paper")
+    _machine(run)
+    commands.add_subcommand("run", run, help=run.description)
+
+    predict = ArgumentParser(description="Segment a NIfTI volume with the model.pt of a finished run.")
+    predict.add_argument("image", type=Path, help="the volume")
+    predict.add_argument("--checkpoint", type=Path, required=True, help="model.pt")
+    predict.add_argument("-o", "--out", type=Path, required=True, help="the label file to write")
+    predict.add_argument("--overwrite", action="store_true", help="replace the label file if it is there")
+    commands.add_subcommand("predict", predict, help=predict.description)
+    return top
+
+
+def _what(command: ArgumentParser, *, labelled: float | int, scale: str) -> None:
+    scales = ", ".join(config.built_in(config.Scale))
+    command.add_argument(
+        "--labelled", type=int | float, default=labelled, help="labelled patients: a count, or a fraction with a point"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the split, the network and the order of the slices")
+    command.add_argument("--scale", type=str, default=scale, help=f"{scales}, or a YAML file")
+
+
+def _machine(command: ArgumentParser) -> None:
+    group = command.add_argument_group("machine, in the words of Lightning's Trainer")
+    group.add_argument("--accelerator", type=str, default=DEFAULTS.accelerator)
+    group.add_argument("--devices", type=int | str, default=DEFAULTS.devices)
+    group.add_argument("--num-nodes", type=int, default=DEFAULTS.num_nodes)
+    group.add_argument("--precision", type=str, default=DEFAULTS.precision)
+    group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices")
+
+
+def settings(args: Namespace, method: str, data: str) -> config.Run:
+    """The configuration of a run from the options of a command."""
+    return config.Run(
+        data=str(Path(data).resolve()),
+        method=config.load(config.Method, method),
+        scale=config.load(config.Scale, args.scale),
+        labelled=args.labelled,
+        seed=args.seed,
+        compute=config.Compute(
+            accelerator=args.accelerator,
+            devices=args.devices,
+            num_nodes=args.num_nodes,
+            precision=args.precision,
+            workers=args.workers,
+        ),
+    )
+
+
+def do_phantom(args: Namespace, console: Console) -> None:
+    """Writes a phantom."""
+    from examples.mmwhs.phantom import write_phantom
+
+    shape = {} if args.shape is None else {"shape": args.shape}
+    write_phantom(args.out, volumes=args.volumes, seed=args.seed, **shape)
+    console.print(f"{args.volumes} volumes in {args.out}")
+
+
+def do_run(args: Namespace, console: Console) -> None:
+    """Trains one method."""
+    from examples.mmwhs.demo import table
+    from examples.mmwhs.run import run
+
+    chosen = settings(args, args.method, args.data)
+    name = f"{Path(chosen.data).name}-{Path(args.method).stem}-{args.labelled}-{args.seed}"
+    out = args.out or Path("runs") / name
+    metrics = run(chosen, out, say=console.print, progress=console.is_terminal)
+    if metrics:
+        console.print(table({metrics["method"]: metrics}))
+        console.print(f"Report: {out / 'report.html'}")
+
+
+def do_demo(args: Namespace, console: Console) -> None:
+    """Trains the methods side by side."""
+    from examples.mmwhs.demo import demo
+
+    methods = {Path(name).stem: partial(settings, args, name) for name in args.methods}
+    demo(methods, args.out, console, data=args.data)
+
+
+def do_predict(args: Namespace, console: Console) -> None:
+    """Segments a volume."""
+    from examples.mmwhs.predict import predict
+
+    predict(args.checkpoint, args.image, args.out, overwrite=args.overwrite)
+    console.print(f"Wrote {args.out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; an error of the user is one sentence and exit status 2."""
+    args = parser().parse_args(argv)
+    console = Console(highlight=False, soft_wrap=True)
+    command = {"demo": do_demo, "phantom": do_phantom, "run": do_run, "predict": do_predict}[args.command]
+    try:
+        command(args[args.command], console)
+    except ValueError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {error}", markup=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Segmenting a volume with the network of a finished run."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import torch
+from torch import nn
+
+from examples.mmwhs import files
+from examples.mmwhs.datasets import Case, Description, load_volume
+from examples.mmwhs.evaluate import probabilities
+from examples.mmwhs.slices import labels_from_probabilities, resize_images, volume_to_slices
+from examples.mmwhs.volumes import to_original
+from mmgl_losses import UNet, checks
+
+FORMAT = 1
+
+
+def export(path: Path, net: nn.Module, architecture: dict[str, Any], store: Any) -> None:
+    """Writes all that `predict` needs: weights, how the network is built, and how slices are made.
+
+    Args:
+        path: The file.
+        net: A `UNet`.
+        architecture: The arguments it was built with.
+        store: The `SliceStore` it was trained from.
+    """
+    described = store.dataset.description
+    values = {
+        "format": FORMAT,
+        "architecture": architecture,
+        "data": {
+            "name": described.name,
+            "classes": list(described.classes),
+            "values": list(described.values),
+            "main_plane": described.main_plane,
+        },
+        "slice_size": store.size,
+        "percentiles": list(store.percentiles),
+        "state_dict": {key: value.cpu() for key, value in net.state_dict().items()},
+    }
+    files.save(path, values)
+
+
+def restore(path: Path) -> tuple[UNet, dict[str, Any]]:
+    """The network that `export` wrote, and the rest of the file.
+
+    Raises:
+        ValueError: The file is not there or is not such a file.
+    """
+    expected = f"{path} to be the model.pt of a finished run"
+    if not path.is_file():
+        raise ValueError(checks.message(expected, "no file"))
+    try:
+        values = files.load(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(checks.message(expected, f"a file that cannot be read ({type(error).__name__})")) from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(checks.message(expected, "another file", "Use model.pt, not a stage's checkpoint."))
+    net = UNet(**values["architecture"])
+    net.load_state_dict(values["state_dict"])
+    return net.eval(), values
+
+
+def predict(
+    checkpoint: Path, image: Path, out: Path, *, overwrite: bool = False, device: torch.device | None = None
+) -> Path:
+    """Writes the labels of a NIfTI volume on its own grid and orientation, with the data set's label values.
+
+    Args:
+        checkpoint: ``model.pt`` of a finished run.
+        image: The volume.
+        out: The label file to write, ``.nii`` or ``.nii.gz``.
+        overwrite: Whether `out` may be there already.
+        device: Where the network runs; the CPU by default.
+
+    Raises:
+        ValueError: A file is missing, or in the way, or not what it should be.
+    """
+    if not image.is_file():
+        raise ValueError(checks.message(f"the volume {image}", "no file"))
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(checks.message("an output file that ends in .nii or .nii.gz", out))
+    if out.exists() and (not overwrite or out.resolve() in (image.resolve(), checkpoint.resolve())):
+        raise ValueError(checks.message(f"no file at {out}", "one", "Choose another name."))
+    net, values = restore(checkpoint)
+    data = values["data"]
+    description = Description(
+        name=data["name"],
+        classes=tuple(data["classes"]),
+        values=tuple(data["values"]),
+        main_plane=data["main_plane"],
+    )
+    low, high = values["percentiles"]
+    volume = load_volume(Case(image.name, image.name, image, None), description, percentiles=(low, high))
+    slices = resize_images(volume_to_slices(volume.image, description.main_plane), values["slice_size"])
+    device = device or torch.device("cpu")
+    result = probabilities(net.to(device), slices, device)
+    x, y, z = volume.image.shape
+    labels = labels_from_probabilities(result, (x, y, z), description.main_plane)
+    segmented = to_original(labels, nib.load(image), description)  # pyright: ignore[reportArgumentType]
+    files.replace(out, lambda aside: nib.save(segmented, aside))
+    return out

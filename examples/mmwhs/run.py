@@ -1,0 +1,188 @@
+"""A run: the stages of a method in order, in a folder that a killed run continues from."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import Subset
+
+from examples.mmwhs import config, files, report
+from examples.mmwhs.datasets import open_dataset
+from examples.mmwhs.evaluate import evaluate
+from examples.mmwhs.predict import export
+from examples.mmwhs.slices import SliceStore, evaluation_slices, training_slices
+from examples.mmwhs.splits import Split, make_split
+from examples.mmwhs.training import StageData, StageModule, fit, seed_of
+from mmgl_losses import UNet, checks
+
+Say = Callable[[str], None]
+
+
+def is_first() -> bool:
+    """Whether this is the first of all processes of a run, the one that writes and speaks."""
+    return rank_zero_only.rank == 0
+
+
+def silent(_: str) -> None:
+    """Says nothing."""
+
+
+def run(
+    settings: config.Run, out: Path, *, cache: Path | None = None, say: Say = silent, progress: bool = False
+) -> dict[str, Any]:
+    """Trains, evaluates and reports one run in the folder `out`, from wherever it was left.
+
+    The folder holds ``config.yaml``, ``split.json``, a folder for each stage (``last.ckpt``, ``curves``,
+    ``weights.pt``, and ``done.json``, which is written last), ``model.pt`` for `predict`, ``metrics.json``,
+    ``overlay.npz``, ``curves.png``, ``overlay.png`` and ``report.html``.
+
+    Args:
+        settings: What to run.
+        out: The folder, new or of the same run.
+        cache: Where prepared slices are kept; ``out/cache`` by default.
+        say: Takes a line about each thing done.
+        progress: Whether to draw progress bars.
+
+    Returns:
+        What ``metrics.json`` holds; nothing on processes other than the first.
+
+    Raises:
+        ValueError: The folder belongs to another configuration, or the data cannot be used.
+    """
+    dataset = open_dataset(settings.data)
+    split = make_split(dataset, labelled=settings.labelled, seed=settings.seed)
+    claim(out, settings, split)
+    described = dataset.description
+    store = SliceStore(dataset, cache or out / "cache", size=settings.scale.slice_size or described.slice_size)
+    architecture = {
+        "in_channels": 1,
+        "out_channels": len(described.classes) + 1,
+        "channels": tuple(settings.scale.channels),
+    }
+    torch.manual_seed(seed_of(settings.seed, "network"))
+    weights = UNet(**architecture).state_dict()
+    facts: dict[str, Any] = {}
+    for number, stage in enumerate(settings.method.stages, start=1):
+        net = UNet(**architecture)
+        net.load_state_dict(weights)
+        folder = out / f"{number}-{stage.name}"
+        if not (folder / "done.json").is_file():
+            train(net, stage, settings, store, split, folder, progress=progress)
+        facts[stage.name] = files.read_json(folder / "done.json")
+        weights = files.load(folder / "weights.pt")
+        if is_first():
+            say(f"{settings.method.title}: {described_stage(stage.name, facts[stage.name])}")
+    if not is_first():
+        return {}
+    net = UNet(**architecture)
+    net.load_state_dict(weights)
+    export(out / "model.pt", net, architecture, store)
+    if not (out / "metrics.json").is_file():
+        metrics, pictures = evaluate(net, store, split, device=device(settings.compute))
+        files.replace(out / "overlay.npz", lambda aside: np.savez_compressed(aside, **pictures))
+        about = {
+            "method": settings.method.title,
+            "data": described.name,
+            "main_plane": described.main_plane,
+            "note": described.note,
+            "structures": list(described.classes),
+            "labelled": list(split.labelled),
+            "seed": settings.seed,
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "stages": facts,
+        }
+        files.write_json(out / "metrics.json", {**about, **metrics})
+    report.write(out, [out])
+    return files.read_json(out / "metrics.json")
+
+
+def train(
+    net: UNet,
+    stage: config.Stage,
+    settings: config.Run,
+    store: SliceStore,
+    split: Split,
+    folder: Path,
+    *,
+    progress: bool,
+) -> None:
+    """Trains one stage in its folder and, last of all, marks it as done."""
+    described = store.dataset.description
+    planes = described.planes if stage.planes == "all" else (described.main_plane,)
+    training = training_slices(store, split, stage.name, planes, labels=stage.labels)
+    validation = None
+    if stage.kind == "finetune":
+        validation = evaluation_slices(store, split, "validation")
+        few = np.linspace(0, len(validation) - 1, min(len(validation), settings.scale.validation_slices))
+        validation = Subset(validation, np.unique(few.round().astype(int)).tolist())
+    schedule = settings.scale.schedules[stage.kind]
+    classes = len(described.classes) + 1
+    module = StageModule(net, stage, schedule, classes=classes, size=store.size, seed=settings.seed)
+    order = seed_of(settings.seed, stage.name, "order")
+    data = StageData(training, validation, schedule, seed=order, workers=settings.compute.workers)
+
+    def finish(facts: dict[str, Any]) -> None:
+        files.save(folder / "weights.pt", {key: value.cpu() for key, value in net.state_dict().items()})
+        seen = {"slices": len(training), "patients": len({case.patient for case in training.cases})}
+        files.write_json(folder / "done.json", {**facts, **seen})
+
+    fit(module, data, folder, settings.compute, finish=finish, progress=progress)
+
+
+def described_stage(name: str, facts: dict[str, Any]) -> str:
+    """A line about a finished stage."""
+    line = f"{name}: {facts['steps']} steps on {facts['slices']} slices of {facts['patients']} patients"
+    if facts.get("validation_dice") is not None:
+        line += f", validation Dice {facts['validation_dice']:.3f} at step {facts['best_step']}"
+    return f"{line}, {facts['seconds']:.0f} s"
+
+
+def device(compute: config.Compute) -> torch.device:
+    """Where the finished network is evaluated: the accelerator if the run may use one."""
+    if compute.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def claim(out: Path, settings: config.Run, split: Split) -> None:
+    """Writes configuration and split into a new folder, or makes sure that the folder is of the same run.
+
+    Raises:
+        ValueError: The folder is of another run, or holds something else; the message names the differences.
+    """
+    mine = yaml.safe_load(config.to_yaml(settings))
+    del mine["compute"]
+    path = out / "config.yaml"
+    cure = "Choose another folder with --out, or remove this one."
+    if path.is_file():
+        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+        theirs.pop("compute", None)
+        if differing := list(differences(theirs, mine)):
+            raise ValueError(checks.message(f"{out} to be a folder of this run", "; ".join(differing[:4]), cure))
+        if (out / "split.json").is_file() and Split.load(out / "split.json") != split:
+            got = "a split of other patients: the data changed"
+            raise ValueError(checks.message(f"{out} to be a folder of this run", got, cure))
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(checks.message(f"{out} to be new or the folder of a run", "a folder with other files", cure))
+    elif out.exists() and not out.is_dir():
+        raise ValueError(checks.message(f"{out} to be a folder", "a file", cure))
+    if is_first():
+        if not path.is_file():
+            files.write_text(path, config.to_yaml(settings))
+        files.replace(out / "split.json", split.save)
+
+
+def differences(theirs: Any, mine: Any, where: str = "") -> Iterator[str]:
+    """Every setting that differs: ``method.title is 'a' there and 'b' here``."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in {**theirs, **mine}:
+            yield from differences(theirs.get(key), mine.get(key), f"{where}.{key}" if where else str(key))
+    elif isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
+        for index, (one, other) in enumerate(zip(theirs, mine, strict=True)):
+            yield from differences(one, other, f"{where}.{index}")
+    elif theirs != mine:
+        yield f"{where} is {theirs!r} there and {mine!r} here"
