@@ -4,6 +4,7 @@ Point ``i`` of ``m`` stands for the place ``(i + 1/2) / m`` of an axis. A featur
 by this rule, so they always speak of the same place, whatever the sizes.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,9 +15,9 @@ from mmgl_losses import checks
 
 
 def places(size: int, m: int) -> Tensor:
-    """The `m` indices in an axis of `size` that hold its points ``(i + 1/2) / m``.
+    r"""The `m` indices in an axis of `size` that hold its points ``(i + 1/2) / m``.
 
-    .. math:: p_i = \\lfloor (2i + 1) \\cdot size / 2m \\rfloor, \\quad i = 0 \\dots m - 1
+    .. math:: p_i = \lfloor (2i + 1) \cdot size / 2m \rfloor, \quad i = 0 \dots m - 1
 
     Args:
         size: number of elements of the axis, at least 1.
@@ -53,7 +54,7 @@ def strided(size: int, stride: int) -> int:
 def resample(x: Tensor, size: Sequence[int]) -> Tensor:
     """The elements of `x` at `places`, for each of its last ``len(size)`` axes.
 
-    Indexing only, so values stay what they were: labels remain labels, and gradients reach the elements picked.
+    Indexing only: labels remain labels, and gradients reach the elements picked.
 
     Args:
         x: (..., *spatial), of any type.
@@ -96,7 +97,7 @@ def points(x: Tensor) -> Tensor:
 def normalise(x: Tensor) -> Tensor:
     """Unit vectors along the last axis, in float32 or better, whatever the length of `x`.
 
-    Each vector is first divided by its largest element, so that neither huge nor tiny vectors overflow or vanish.
+    Each vector is first divided by its largest element, so that huge ones do not overflow nor tiny ones vanish.
     A zero vector stays zero, with a zero gradient: it has no direction.
 
     Args:
@@ -124,7 +125,7 @@ def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[in
 
     Args:
         labels: (B, *spatial), integers.
-        size: the grid; cell ``i`` of ``m`` along an axis holds the elements ``p`` with ``p * m // size == i``.
+        size: the grid; cell ``i`` of ``m`` along an axis of ``n`` holds the elements ``p`` with ``p * m // n == i``.
         excluded: labels that are taken only where a cell holds nothing else (background, ignored).
 
     Returns:
@@ -156,5 +157,5 @@ def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[in
     reach = sum(spatial) + 1
     key = (count * reach + distance.reshape(1, -1)) * n + torch.arange(n, device=device)
     cells = cell.reshape(1, -1).expand(batch, -1)
-    best = torch.full((batch, cell.max() + 1 if n else 0), torch.iinfo(torch.int64).max, device=device)
+    best = torch.full((batch, math.prod(size)), torch.iinfo(torch.int64).max, device=device)
     return best.scatter_reduce(1, cells, key, "amin") % n

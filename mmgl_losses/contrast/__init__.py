@@ -1,0 +1,214 @@
+"""The primitive of every contrastive loss here: log-sum-exp over positive and over negative pairs."""
+
+from typing import NamedTuple, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from mmgl_losses import checks
+from mmgl_losses.contrast import reference, tiled
+from mmgl_losses.contrast.pairs import build, positive_sum
+
+IMPLEMENTATIONS = {"reference": reference.pair_logsumexp, "tiled": tiled.pair_logsumexp}
+DENSE = 1 << 18  # pairs up to which forming them all at once is quicker
+
+
+class PairOptions(TypedDict, total=False):
+    """The optional arguments that `pair_terms` hands to the primitive; see `pair_logsumexp`."""
+
+    keys: Tensor | None
+    key_ids: Tensor | None
+    self_index: Tensor | None
+    anchor_mask: Tensor | None
+    key_mask: Tensor | None
+    key_log_weights: Tensor | None
+    tolerance: float | None
+    bound: float | None
+
+
+class PairLogSumExp(NamedTuple):
+    """What `pair_logsumexp` returns, each (*groups, N)."""
+
+    positives: Tensor  #: log-sum-exp over the positives, -inf where there are none
+    negatives: Tensor  #: log-sum-exp over the negatives, -inf where there are none
+    n_positives: Tensor  #: int64
+    n_negatives: Tensor  #: int64
+
+
+class PairTerms(NamedTuple):
+    """All that a formula may need to know of an anchor, each (*groups, N).
+
+    A formula is any callable from these to losses of the same shape.
+    """
+
+    positive_lse: Tensor  #: log-sum-exp over the positives
+    negative_lse: Tensor  #: log-sum-exp over the negatives
+    positive_sum: Tensor  #: sum of the logits of the positives (without weights of the keys)
+    self_logit: Tensor  #: logit of the anchor with itself
+    n_positives: Tensor  #: number of positives, int64
+    n_negatives: Tensor  #: number of negatives, int64
+
+
+def pair_logsumexp(
+    anchors: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float | Tensor,
+    keys: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    self_index: Tensor | None = None,
+    anchor_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    key_log_weights: Tensor | None = None,
+    tolerance: float | None = None,
+    bound: float | None = None,
+    impl: str = "auto",
+) -> PairLogSumExp:
+    r"""Log-sum-exp of each anchor's logits, over the keys of its own id and over the others.
+
+    .. math::
+        \mathrm{positives}_i = \log \sum_{j \in P(i)} w_j \exp(s_{ij}), \quad
+        \mathrm{negatives}_i = \log \sum_{j \in N(i)} w_j \exp(s_{ij}), \quad
+        s_{ij} = \mathrm{anchors}_i \cdot \mathrm{keys}_j / \tau
+
+    with P(i) the keys of the same id, the anchor's own key left out, and N(i) the keys of other ids. In plain
+    torch, for one group, with the anchors as keys::
+
+        logits = anchors @ anchors.T / temperature
+        same = ids[:, None] == ids
+        positives = logits.masked_fill(~same | eye, -inf).logsumexp(1)
+        negatives = logits.masked_fill(same, -inf).logsumexp(1)
+
+    Args:
+        anchors: (*groups, N, D), floating point. Leading dimensions are independent groups.
+        ids: (*groups, N), of any real type: equal ids are positives of one another.
+        temperature: positive float, or a 0-d tensor, which then has a gradient.
+        keys: (*groups, M, D); the anchors where not given.
+        key_ids: (*groups, M); needed with `keys`.
+        self_index: (*groups, N) int64, with `keys` only: which key is the anchor itself, -1 for none (default).
+        anchor_mask: (*groups, N) bool: anchors that count. The others return -inf and 0, and may hold anything.
+        key_mask: (*groups, M) bool: keys that count. The others may hold anything, NaN included; where the
+            anchors are the keys, a row may hold anything when both masks leave it out.
+        key_log_weights: (*groups, M), finite: log w; a constant (it gets no gradient).
+        tolerance: positives are the keys with ``|id_i - id_j| <= tolerance``; equal ids where not given.
+        bound: a promise that ``|anchor · key| <= bound`` (1 for unit vectors). With it, one constant shift keeps
+            exp in range down to small temperatures, instead of a maximum for each row.
+        impl: ``"reference"`` forms all pairs (memory N·M); ``"tiled"`` is exact with memory linear in N and M;
+            ``"auto"`` picks between them by size.
+
+    Returns:
+        `PairLogSumExp`; the log-sum-exps in float32 (float64 for float64), whatever autocast says.
+
+    Raises:
+        TypeError: a tensor of a wrong type.
+        ValueError: shapes that do not fit, a bad temperature, bound or tolerance, an unknown `impl`.
+
+    Example:
+        >>> anchors = torch.eye(3)
+        >>> result = pair_logsumexp(anchors, torch.tensor([0, 0, 1]), temperature=1.0)
+        >>> result.positives
+        tensor([0., 0., -inf])
+        >>> result.n_negatives
+        tensor([1, 1, 2])
+    """
+    positives, negatives, n_positives, n_negatives, _ = _contrast(
+        anchors,
+        ids,
+        temperature=temperature,
+        keys=keys,
+        key_ids=key_ids,
+        self_index=self_index,
+        anchor_mask=anchor_mask,
+        key_mask=key_mask,
+        key_log_weights=key_log_weights,
+        tolerance=tolerance,
+        bound=bound,
+        impl=impl,
+        sums=False,
+    )
+    return PairLogSumExp(positives, negatives, n_positives, n_negatives)
+
+
+def pair_terms(
+    anchors: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float | Tensor,
+    impl: str = "auto",
+    **options: Unpack[PairOptions],
+) -> PairTerms:
+    r"""All that a formula needs of each anchor: `pair_logsumexp` and two numbers that need no pairs.
+
+    .. math::
+        \mathrm{positive\_sum}_i = \sum_{j \in P(i)} s_{ij}
+            = \mathrm{anchors}_i \cdot \Big(\sum_{j \in P(i)} \mathrm{keys}_j\Big) / \tau, \quad
+        \mathrm{self\_logit}_i = \mathrm{anchors}_i \cdot \mathrm{anchors}_i / \tau
+
+    Args:
+        anchors: (*groups, N, D), floating point.
+        ids: (*groups, N), of any real type.
+        temperature: positive float, or a 0-d tensor.
+        impl: as in `pair_logsumexp`.
+        **options: as in `pair_logsumexp`.
+
+    Returns:
+        `PairTerms`, each (*groups, N).
+
+    Example:
+        >>> pair_terms(torch.eye(3), torch.tensor([0, 0, 1]), temperature=0.5).self_logit
+        tensor([2., 2., 2.])
+    """
+    positives, negatives, n_positives, n_negatives, total = _contrast(
+        anchors, ids, temperature=temperature, impl=impl, sums=True, **options
+    )
+    wide = _wide(anchors)
+    mask = options.get("anchor_mask")
+    if mask is not None:
+        wide = torch.where(mask[..., None], wide, 0.0)
+    return PairTerms(positives, negatives, total, wide.square().sum(-1) / temperature, n_positives, n_negatives)
+
+
+def _contrast(
+    anchors: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float | Tensor,
+    impl: str,
+    sums: bool,
+    **options: Unpack[PairOptions],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Check, sort, compute, and bring back: the log-sum-exps, the counts and (with `sums`) the sums of logits."""
+    checks.one_of("impl", impl, ("auto", *IMPLEMENTATIONS))
+    checks.temperature(temperature)
+    checks.contrast(anchors, ids, **options)
+    dims, mask = anchors.ndim - 2, options.get("anchor_mask")
+    with torch.autocast(anchors.device.type, enabled=False):
+        flat = {name: _flatten(value, dims) for name, value in options.items()}
+        problem = build(_flatten(_wide(anchors), dims), _flatten(ids, dims), temperature=temperature, **flat)
+        pairs = problem.pairs
+        if impl == "auto":
+            keys = pairs.anchors if pairs.keys is None else pairs.keys
+            impl = "reference" if pairs.lo.numel() * keys.shape[1] <= DENSE else "tiled"
+        lse = IMPLEMENTATIONS[impl](pairs)
+        counts = pairs.counts()
+        total = positive_sum(problem) if sums else lse[0]
+    results = [problem.unsort(x).view(ids.shape) for x in (*lse, *counts, total)]
+    if mask is not None:
+        results[2:4] = [torch.where(mask, n, 0) for n in results[2:4]]
+    # Counts, not -inf, say what is empty; `where` also keeps any gradient, even NaN, away from empty rows.
+    for i, fill in ((0, -torch.inf), (1, -torch.inf)):
+        results[i] = torch.where(results[i + 2] > 0, results[i], fill)
+    results[4] = torch.where(results[2] > 0, results[4], 0.0)
+    return tuple(results)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float32 for half precision: products of logits are summed in no less."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _flatten(value: object, dims: int) -> object:
+    """A tensor with its `dims` leading group dimensions made one; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.unsqueeze(0) if dims == 0 else value.flatten(0, dims - 1)
