@@ -1,0 +1,326 @@
+"""The primitive against loops in float64, in every option, implementation and size of strip."""
+
+import math
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmgl_losses.contrast import PairTerms, pair_logsumexp, pair_terms, tiled
+from mmgl_losses.contrast.pairs import build
+from tests import oracles
+from tests.strategies import contrasts, matrices
+
+IMPLEMENTATIONS = ["reference", "tiled"]
+
+
+def small_strips(rows: int):
+    """Strips of at most `rows` rows, so that small problems have many."""
+    return patch.multiple(tiled, ROWS=(1, rows), ELEMENTS=1 << 21)
+
+
+def gradients(outputs, inputs):
+    """Gradients of a fixed mixture of the finite outputs."""
+    total = inputs[0].new_zeros(())
+    for factor, output in zip((1.0, -0.6, 0.3, 0.2), outputs, strict=False):
+        weight = torch.linspace(0.5, 1.5, output.numel(), dtype=output.dtype).view_as(output)
+        total = total + factor * (torch.where(output.isfinite(), output, 0.0) * weight).sum()
+    total = total + sum(0.0 * x.sum() for x in inputs)  # a graph even where nothing contributes
+    return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@given(problem=contrasts(), rows=st.sampled_from([1, 2, 3, 8]), promise=st.booleans())
+def test_matches_loops(impl, problem, rows, promise):
+    anchors, ids, options = problem
+    inputs = [x.requires_grad_() for x in (anchors, options.get("keys")) if x is not None]
+    expected = oracles.pair_logsumexp(anchors, ids, **options)
+    bound = 12.0 if promise else None  # |anchor . key| <= 3 * 2 * 2
+    with small_strips(rows):
+        terms = pair_terms(anchors, ids, **options, bound=bound, impl=impl)
+        lse = pair_logsumexp(anchors, ids, **options, bound=bound, impl=impl)
+        torch.testing.assert_close(tuple(lse), expected[:4], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(terms.positive_sum, expected[4], rtol=1e-12, atol=1e-9)
+        wanted = gradients((expected[0], expected[1], expected[4]), inputs)
+        got = gradients((terms.positive_lse, terms.negative_lse, terms.positive_sum), inputs)
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@given(problem=contrasts())
+def test_rows_that_take_no_part_may_hold_nan(impl, problem):
+    anchors, ids, options = problem
+    n = len(anchors)
+    out = options.setdefault("anchor_mask", torch.arange(n) % 2 == 0)
+    unused = ~out
+    if "keys" not in options:
+        key_mask = options.setdefault("key_mask", out.clone())
+        unused = unused & ~key_mask
+    poisoned = anchors.clone()
+    poisoned[unused] = math.nan
+    results = []
+    for z in (anchors, poisoned):
+        z.requires_grad_()
+        terms = pair_terms(z, ids, **options, impl=impl)
+        results.append((tuple(terms), gradients((terms.positive_lse, terms.negative_lse, terms.positive_sum), [z])[0]))
+    torch.testing.assert_close(results[0][0][:3], results[1][0][:3], rtol=0, atol=0)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=0)
+    assert (results[1][1][unused] == 0).all()
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_groups_are_independent(impl):
+    z = torch.randn(2, 3, 7, 4, dtype=torch.float64)
+    ids = torch.randint(3, (2, 3, 7))
+    mask = torch.rand(2, 3, 7) > 0.3
+    whole = pair_terms(z, ids, temperature=0.5, key_mask=mask, impl=impl)
+    for a in range(2):
+        for b in range(3):
+            single = pair_terms(z[a, b], ids[a, b], temperature=0.5, key_mask=mask[a, b], impl=impl)
+            torch.testing.assert_close(tuple(x[a, b] for x in whole), tuple(single))
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("bound", [None, 1.0])
+@pytest.mark.parametrize("separate", [False, True])
+def test_gradcheck(impl, bound, separate):
+    z = torch.nn.functional.normalize(torch.randn(2, 7, 3, dtype=torch.float64), dim=-1).requires_grad_()
+    k = torch.nn.functional.normalize(torch.randn(2, 5, 3, dtype=torch.float64), dim=-1).requires_grad_()
+    ids, key_ids = torch.tensor([[0, 1, 1, 2, 0, 1, 3]] * 2), torch.tensor([[1, 0, 2, 1, 0]] * 2)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def run(z, k, temperature):
+        options = {"keys": k, "key_ids": key_ids} if separate else {}
+        terms = pair_terms(z, ids, temperature=temperature, bound=bound, impl=impl, **options)
+        return tuple(torch.where(t.isfinite(), t, 0.0) for t in terms[:4])
+
+    with small_strips(3):
+        assert torch.autograd.gradcheck(run, (z, k, temperature))
+
+
+@given(problem=contrasts())
+def test_the_operation_keeps_its_contract(problem):
+    """opcheck: schema, fake tensors, autograd registration."""
+    anchors, ids, options = problem
+    flat = {k: v[None] if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    pairs = build(anchors[None], ids[None], **flat, bound=12.0).pairs
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(tiled._forward, operands(pairs), test_utils=utils)
+
+
+def operands(pairs):
+    """The arguments of the operation, leaves of a graph where it has gradients."""
+    values = [x.detach() if isinstance(x, torch.Tensor) else x for x in pairs]
+    return tuple(x.requires_grad_() if i < 2 and x is not None else x for i, x in enumerate(values))
+
+
+def test_the_operation_compiles_with_dynamic_shapes():
+    pairs = build(torch.randn(1, 6, 3), torch.tensor([[0, 0, 1, 1, 2, 0]]), temperature=0.5, bound=9.0).pairs
+    torch.library.opcheck(tiled._forward, operands(pairs))
+
+
+@given(
+    x=matrices(12, 3),
+    rows=st.sampled_from([1, 2, 5, 7, 12]),
+    labels=st.lists(st.integers(0, 2), min_size=12, max_size=12),
+)
+def test_strip_size_changes_nothing(x, rows, labels):
+    ids = torch.tensor(labels)
+    results = []
+    for height in (rows, 64):
+        x.requires_grad_()
+        with small_strips(height):
+            terms = pair_terms(x, ids, temperature=0.7, bound=12.0, impl="tiled")
+            results.append((*terms[:3], *gradients(terms[:3], [x])))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+@given(
+    ids=st.lists(st.integers(0, 6), min_size=1, max_size=60),
+    count=st.integers(0, 60),
+    rows=st.integers(1, 16),
+    mirrored=st.booleans(),
+)
+def test_strips_cover_every_pair_once(ids, count, rows, mirrored):
+    """Over sorted ids: each pair is in one strip or the mirror image of one, in a segment of the right kind."""
+    count = min(count, len(ids))
+    ids = sorted(ids[:count]) + sorted(ids[count:])
+    lo = [next((j for j in range(count) if ids[j] >= i), count) for i in ids]
+    hi = [next((j for j in range(count) if ids[j] > i), count) for i in ids]
+    seen: dict = {}
+    with small_strips(rows):
+        for strip in tiled.strips(lo, hi, count, own=True, mirrored=mirrored):
+            for i in range(strip.top, strip.end):
+                for a, b, kind in strip.segments:
+                    for j in range(a, b):
+                        same = ids[i] == ids[j]
+                        assert kind == "mixed" or same == (kind == "positive")
+                        pairs = [(i, j)]
+                        if strip.mirrored and j >= strip.end:
+                            pairs.append((j, i))
+                        for pair in pairs:
+                            seen[pair] = seen.get(pair, 0) + 1
+    assert seen == {(i, j): 1 for i in range(len(ids)) for j in range(count)}
+
+
+@pytest.mark.parametrize("temperature", [0.0122, 0.07, 1.0])
+@pytest.mark.parametrize("n", [300, 1500])
+def test_range_and_precision_in_float32(temperature, n):
+    """One shift down to 0.0122: value and gradient as near to float64 as the plain computation."""
+    z = torch.randn(n, 16, dtype=torch.float64)
+    z[: n // 3] = z[0] + 0.05 * z[: n // 3]  # a tight cluster: the largest logits
+    z = torch.nn.functional.normalize(z, dim=-1)
+    ids = (torch.arange(n) * 3 // n) % 3
+    errors = {}
+    exact = None
+    for impl, dtype in (("reference", torch.float64), ("reference", torch.float32), ("tiled", torch.float32)):
+        x = z.to(dtype).requires_grad_()
+        terms = pair_terms(x, ids, temperature=temperature, bound=1.0, impl=impl)
+        loss = torch.logaddexp(terms.positive_lse, terms.negative_lse).mean()
+        result = torch.cat([loss.detach().double()[None], torch.autograd.grad(loss, x)[0].double().flatten()])
+        exact = result if exact is None else exact
+        errors[impl, dtype] = (
+            (result - exact)[1:].norm() / exact[1:].norm(),
+            (result - exact)[0].abs() / exact[0].abs(),
+        )
+    plain, ours = errors["reference", torch.float32], errors["tiled", torch.float32]
+    assert ours[0] <= 2 * plain[0] + 1e-6
+    assert ours[1] <= 2 * plain[1] + 1e-6
+
+
+@pytest.mark.parametrize("bound", [None, 1.0])
+@pytest.mark.parametrize("value", [1.0, -1.0])
+def test_no_overflow_at_tiny_temperatures(bound, value):
+    """All pairs at the extreme logit, far beyond float32's exp: the log-sum-exp is still exact."""
+    z = torch.zeros(40, 2)
+    z[:, 0] = 1.0
+    z[20:, 0] = value
+    z.requires_grad_()
+    ids = torch.arange(40) // 20
+    result = pair_logsumexp(z, ids, temperature=0.002, bound=bound, impl="tiled")
+    torch.testing.assert_close(result.positives, torch.full((40,), 500 + math.log(19)))
+    torch.testing.assert_close(result.negatives, torch.full((40,), 500 * value + math.log(20)))
+    (result.positives - result.negatives).sum().backward()
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_half_precision_is_summed_in_float32(dtype, impl):
+    z = torch.nn.functional.normalize(torch.randn(50, 8), dim=-1).to(dtype)
+    ids = torch.arange(50) % 4
+    half = pair_terms(z.requires_grad_(), ids, temperature=0.07, impl=impl)
+    wide = pair_terms(z.detach().double(), ids, temperature=0.07, impl="reference")
+    assert half.positive_lse.dtype == torch.float32
+    for a, b in zip(half[:4], wide[:4], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+    half.negative_lse.sum().backward()
+    assert z.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_autocast_changes_nothing(impl):
+    z = torch.randn(60, 8, requires_grad=True)
+    ids = torch.arange(60) % 4
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            terms = pair_terms(z, ids, temperature=0.5, impl=impl)
+            loss = (terms.positive_lse - terms.negative_lse).sum()
+            if impl == "tiled":  # its backward is its own, so it may even run inside autocast
+                results.append((loss, torch.autograd.grad(loss, z, retain_graph=True)[0]))
+        results.append((loss, torch.autograd.grad(loss, z)[0]))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("impl", ["auto", *IMPLEMENTATIONS])
+def test_compiles_whole(impl):
+    z, ids = torch.randn(2, 30, 4), torch.randint(4, (2, 30))
+
+    def loss(z):
+        terms = pair_terms(z, ids, temperature=0.5, bound=30.0, impl=impl)
+        valid = terms.n_positives > 0
+        return torch.where(valid, terms.negative_lse - terms.positive_lse, 0.0).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
+    wanted, got = loss(a), compiled(b)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(torch.autograd.grad(got, b), torch.autograd.grad(wanted, a))
+
+
+def test_memory_is_linear():
+    """No buffer of all pairs: the largest tensor made is a strip."""
+    n = 6000
+    z, ids = torch.randn(n, 4, requires_grad=True), torch.arange(n) % 5
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for x in torch.utils._pytree.tree_leaves(result):
+                if isinstance(x, torch.Tensor):
+                    largest = max(largest, x.untyped_storage().nbytes() // x.element_size())
+            return result
+
+    with Watch():
+        terms = pair_terms(z, ids, temperature=0.5, bound=30.0)
+        terms.negative_lse.sum().backward()
+    assert largest <= 2 * tiled.ELEMENTS
+    assert largest < n * n / 8
+
+
+def test_empty():
+    for shape, ids in (((0, 3), (0,)), ((2, 0, 3), (2, 0)), ((0, 5, 3), (0, 5))):
+        for impl in IMPLEMENTATIONS:
+            terms = pair_terms(
+                torch.zeros(shape, requires_grad=True), torch.zeros(ids).long(), temperature=1.0, impl=impl
+            )
+            assert terms.positive_lse.shape == ids
+            terms.positive_sum.sum().backward()
+
+
+def test_terms_are_named():
+    assert PairTerms._fields == (
+        "positive_lse", "negative_lse", "positive_sum", "self_logit", "n_positives", "n_negatives",
+    )  # fmt: skip
+
+
+Z, IDS = torch.zeros(4, 3), torch.zeros(4).long()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"anchors": Z.long()}, TypeError, "Expected `anchors` to be a floating-point tensor, got type torch.int64."),
+        ({"anchors": [1.0]}, TypeError, "Expected `anchors` to be a tensor, got list."),
+        ({"anchors": Z[0]}, ValueError, r"Expected `anchors` of shape \(\*groups, N, D\), got \(3,\)."),
+        ({"ids": IDS[:2]}, ValueError, r"Expected `ids` of shape \(4,\), got \(2,\)."),
+        ({"ids": torch.zeros(4, dtype=torch.cfloat)}, TypeError, "Expected `ids` to be of a real type"),
+        ({"temperature": 0}, ValueError, "Expected `temperature` to be a finite number above 0, got 0."),
+        ({"temperature": -1.0}, ValueError, "Expected `temperature` to be a finite number above 0, got -1.0."),
+        ({"temperature": math.nan}, ValueError, "above 0, got nan"),
+        ({"temperature": math.inf}, ValueError, "above 0, got inf"),
+        ({"temperature": True}, TypeError, "got True of type bool"),
+        ({"temperature": torch.ones(2)}, ValueError, "0-d floating-point tensor, got a tensor of shape"),
+        ({"keys": Z}, ValueError, "Expected `key_ids` and `keys` together, as `key_ids` is needed with `keys`, got `keys` alone."),
+        ({"key_ids": IDS}, ValueError, "got `key_ids` alone"),
+        ({"self_index": IDS}, ValueError, "got `self_index` alone"),
+        ({"keys": torch.zeros(4, 2), "key_ids": IDS}, ValueError, r"`keys` of shape \(M, 3\) for `anchors`"),
+        ({"anchor_mask": torch.ones(4)}, TypeError, "Expected `anchor_mask` to be of a bool type, got torch.float32."),
+        ({"key_mask": torch.ones(3).bool()}, ValueError, r"`key_mask` of shape \(4,\), got \(3,\)"),
+        ({"key_log_weights": torch.ones(4, requires_grad=True)}, ValueError, "They are constants"),
+        ({"tolerance": -1.0}, ValueError, "`tolerance` to be a finite number of at least 0"),
+        ({"bound": math.nan}, ValueError, "`bound` to be a finite number of at least 0"),
+        ({"impl": "tile"}, ValueError, "'auto', 'reference', 'tiled', got 'tile'. Did you mean 'tiled'?"),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments, error, text):
+    defaults = {"anchors": Z, "ids": IDS, "temperature": 1.0}
+    arguments = defaults | arguments
+    with pytest.raises(error, match=text):
+        pair_logsumexp(arguments.pop("anchors"), arguments.pop("ids"), **arguments)
