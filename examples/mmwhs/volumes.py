@@ -192,7 +192,7 @@ def to_original(labels: np.ndarray, original: SpatialImage, description: "Descri
     to_file = ornt_transform(RAS, io_orientation(original.affine))
     table = np.array((0, *description.values), dtype=np.int16)
     if labels.size and not 0 <= labels.min() <= labels.max() < len(table):
-        raise ValueError(message(f"class indices from 0 to {len(table) - 1}", f"up to {labels.max()}"))
+        raise ValueError(message(f"class indices from 0 to {len(table) - 1}", f"{labels.min()} to {labels.max()}"))
     values = apply_orientation(table[labels], to_file)
     if values.shape != original.shape:
         raise ValueError(message(f"labels for a volume of shape {original.shape}", values.shape))
