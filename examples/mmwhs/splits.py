@@ -5,7 +5,7 @@ set says. Some training patients are labelled; the labels of the others do not e
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,13 +50,14 @@ class Split:
         names = ("train", "validation", "test", "labelled")
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            parts = {name: tuple(content[name]) for name in names}
+            parts = {name: content[name] for name in names}
         except (OSError, ValueError, KeyError, TypeError) as error:
             expected = f"a split with the lists {', '.join(names)} in {path}"
             raise ValueError(message(expected, f"{type(error).__name__}: {error}")) from error
-        if not all(isinstance(patient, str) for patients in parts.values() for patient in patients):
-            raise ValueError(message(f"names of patients in {path}", parts))
-        return cls(**parts)
+        for name, patients in parts.items():
+            if not isinstance(patients, list) or not all(isinstance(patient, str) for patient in patients):
+                raise ValueError(message(f"`{name}` to be a list of patients in {path}", patients))
+        return cls(**{name: tuple(patients) for name, patients in parts.items()})
 
 
 def make_split(dataset: Dataset, *, labelled: float | int, seed: int) -> Split:
@@ -91,7 +92,7 @@ def make_split(dataset: Dataset, *, labelled: float | int, seed: int) -> Split:
     return Split(train, validation, test, tuple(sorted(order[:count])))
 
 
-def _after_given(given, order: list[str]) -> list[str]:
+def _after_given(given: Mapping[str, tuple[str, ...]], order: list[str]) -> list[str]:
     """The given subsets first, the smallest foremost, so that other counts nest with them."""
     counts = sorted(int(key.removeprefix("labelled_")) for key in given if key.startswith("labelled_"))
     foremost = [patient for count in counts for patient in given[f"labelled_{count}"]]
