@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,14 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(message(f"`{name}` to be True or False", f"{value!r} of type {type(value).__name__}"))
     return value
+
+
+IMPLEMENTATIONS = ("auto", "reference", "tiled")
+
+
+def implementation(value: object) -> None:
+    """`impl` is a known implementation of the primitive."""
+    one_of("impl", value, IMPLEMENTATIONS)
 
 
 def temperature(value: object) -> None:
@@ -253,6 +261,64 @@ def contrast(
         number("bound", bound, least=0.0)
 
 
+def embeddings(value: object, instances: object, keys: object, key_instances: object, name: str = "embeddings") -> None:
+    """Embeddings (A·B, D) with their instances, and keys (K, D) with theirs."""
+    checked = floating(name, value)
+    if checked.ndim != 2:
+        cure = "Pool the spatial axes first, as `GlobalHead` does." if checked.ndim > 2 else ""
+        raise ValueError(message(f"`{name}` of shape (A*B, D)", shape(checked), cure))
+    if instances is None and keys is not None:
+        raise ValueError(message("`instances` beside `keys`", "None", "Say which rows and which keys are one image."))
+    if instances is None and checked.shape[0] % 2:
+        cure = "Stack two augmentations, `torch.cat([first, second])`, or give `instances`."
+        raise ValueError(message(f"an even number of rows in `{name}`", checked.shape[0], cure))
+    if instances is not None:
+        of_shape("instances", tensor("instances", instances), checked.shape[:1])
+    if (keys is None) != (key_instances is None):
+        given = "keys" if keys is not None else "key_instances"
+        raise ValueError(message("`keys` and `key_instances` together", f"`{given}` alone"))
+    if keys is not None:
+        others = floating("keys", keys)
+        if others.ndim != 2 or others.shape[1] != checked.shape[1]:
+            raise ValueError(message(f"`keys` of shape (K, {checked.shape[1]})", shape(others)))
+        of_shape("key_instances", tensor("key_instances", key_instances), others.shape[:1])
+
+
+def augmentations(instances: Tensor | Sequence[int] | None, batch: int) -> list[list[int]]:
+    """The rows of each image, for images that occur equally often; two halves where nothing is given."""
+    if instances is None:
+        if batch % 2:
+            cure = "Stack two augmentations along the batch, or give `instances`."
+            raise ValueError(message("an even batch", batch, cure))
+        return [[i, i + batch // 2] for i in range(batch // 2)]
+    values = instances.tolist() if isinstance(instances, Tensor) else list(instances)
+    if not all(isinstance(value, int) for value in values) or len(values) != batch:
+        raise ValueError(message(f"`instances` of shape ({batch},), integers", instances))
+    rows: dict[int, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, []).append(row)
+    if len({len(group) for group in rows.values()}) > 1:
+        got = {value: len(group) for value, group in rows.items()}
+        raise ValueError(message("`instances` in which each image occurs equally often", f"the counts {got}"))
+    return list(rows.values())
+
+
+def class_labels(labels: Tensor, classes: int, ignore_index: int | None) -> None:
+    """Every label is a class or `ignore_index`; the values are read on the CPU only, where that costs no wait."""
+    if classes < 2:
+        cure = "For one foreground structure use two channels, background and foreground."
+        raise ValueError(message("logits of at least 2 channels", classes, cure))
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
+        return
+    wrong = (labels < 0) | (labels >= classes)
+    if ignore_index is not None:
+        wrong &= labels != ignore_index
+    if wrong.any():
+        values = labels[wrong].unique()[:5].tolist()
+        cure = "Pass `ignore_index` for a label that is to be left out." if ignore_index is None else ""
+        raise ValueError(message(f"`labels` in 0 ... {classes - 1}", values, cure))
+
+
 def known_names(kind: str, names: Collection[str], existing: Collection[str]) -> None:
     """Every name exists; the message names the closest ones."""
     for name in names:
@@ -317,7 +383,7 @@ def network(name: str, value: object) -> nn.Module:
     return value
 
 
-def not_compiled(name: str, where: str) -> None:
+def not_compiled(name: str, where: str) -> NoReturn:
     """Refuse a tap inside `where`, a module that was handed to ``torch.compile`` before."""
     got = f"it inside {where}, which is compiled already"
     cure = "Compiled code ignores taps attached later. Attach to the plain network first, then compile the result: "
@@ -353,7 +419,7 @@ def feature(name: str, value: object, selected: bool) -> Tensor:
     raise TypeError(message(what, got, cure))
 
 
-def selectable(name: str, value: object, selector: object) -> None:
+def selectable(name: str, value: object, selector: object) -> NoReturn:
     """Say that a selector does not fit what the module returned."""
     got = type(value).__name__
     if isinstance(value, Mapping):
@@ -363,7 +429,7 @@ def selectable(name: str, value: object, selector: object) -> None:
     raise ValueError(message(f"the output of {name!r} to have {selector!r}", got))
 
 
-def attached(name: str) -> None:
+def attached(name: str) -> NoReturn:
     """Say that a feature does not reach the network's parameters."""
     cure = "It was made under no_grad or detached: activation checkpointing with use_reentrant=True does that; set "
     cure += "use_reentrant=False, or tap the checkpointed module itself. If the network is meant to stay fixed, "
@@ -371,7 +437,7 @@ def attached(name: str) -> None:
     raise ValueError(message(f"the feature of {name!r} to carry a gradient", "requires_grad=False", cure))
 
 
-def untouched(name: str) -> None:
+def untouched(name: str) -> NoReturn:
     """Say that a feature was overwritten after it was taken."""
     cure = "Tap the module that overwrites it (an activation with inplace=True follows), or take a copy with the "
     cure += "selector `torch.clone`."
@@ -390,3 +456,39 @@ def walkable(node: str) -> None:
     if node == "CheckpointFunctionBackward":
         cure = "Set use_reentrant=False in torch.utils.checkpoint."
         raise ValueError(message("a graph that shows the parameters", "reentrant activation checkpointing", cure))
+
+
+def heads(value: object) -> Mapping[str, object]:
+    """A non-empty mapping from names of modules to modules or what makes them."""
+    expected = "`heads` to be a non-empty mapping from names of modules to heads"
+    cure = "Write `{name: GlobalHead for name in names}`."
+    if not isinstance(value, Mapping):
+        raise TypeError(message(expected, type(value).__name__, cure))
+    if not value:
+        raise ValueError(message(expected, "an empty one", cure))
+    for name, item in value.items():
+        if not isinstance(item, nn.Module) and not callable(item):
+            expected = f"`heads[{name!r}]` to be a module, or to make one from a number of channels"
+            raise TypeError(message(expected, type(item).__name__))
+    return value
+
+
+def head(name: str, value: object) -> nn.Module:
+    """What makes a head made a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(message(f"`heads[{name!r}]` to make a torch.nn.Module", type(value).__name__))
+    return value
+
+
+def has_channels(name: str, value: Tensor) -> int:
+    """The channels of a feature (B, C, ...)."""
+    if value.ndim < 2:
+        raise ValueError(message(f"the feature of {name!r} of shape (B, C, ...)", shape(value)))
+    return value.shape[1]
+
+
+def not_a_replica(module: nn.Module) -> None:
+    """Refuse ``nn.DataParallel``, whose threads would share the taps."""
+    if getattr(module, "_is_replica", False):
+        expected = "a tapped model in one thread"
+        raise ValueError(message(expected, "torch.nn.DataParallel", "Use DistributedDataParallel."))

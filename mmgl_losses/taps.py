@@ -1,0 +1,248 @@
+"""Features from inside any network, and heads on them, without touching the network."""
+
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mmgl_losses import checks
+from mmgl_losses.dryrun import dry_run
+from mmgl_losses.hooks import Selector, Tap, hook, resolve, select
+
+HeadFactory = Callable[[int], nn.Module]
+
+
+class FeatureTaps:
+    """The features of named modules in one forward pass of any network, as a context manager.
+
+    Call the network inside the ``with`` block, then `read`. A pass is read once; then the next one can run. The hooks
+    are gone after the block. For training under DDP, ``torch.compile`` or ``torch.export`` use `TappedModel`, which
+    returns the features from its forward pass.
+
+    Args:
+        net: any network that is not compiled yet.
+        names: names of modules as in ``net.named_modules()``, or a mapping from names to selectors for modules that
+            return more than a tensor: an index, a key, an attribute's name or a function of the output; None takes
+            the output itself.
+
+    Raises:
+        ValueError: an unknown name, a module in compiled code; from `read`: a module that did not run, ran
+            more than once, lost its gradient, or was overwritten in place.
+        TypeError: a module returned no tensor.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        >>> with FeatureTaps(net, ["1"]) as taps:
+        ...     output = net(torch.zeros(2, 1, 8, 8))
+        ...     features = taps.read()
+        >>> features["1"].shape
+        torch.Size([2, 4, 6, 6])
+    """
+
+    def __init__(self, net: nn.Module, names: Iterable[str] | Mapping[str, Selector | None]) -> None:
+        self._net = checks.network("net", net)
+        selectors = names if isinstance(names, Mapping) else dict.fromkeys(names)
+        self._paths = {name: resolve(net, name) for name in selectors}
+        self._taps = {name: Tap(name, selector) for name, selector in selectors.items()}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._handles += hook(self._net, self._paths, self._taps)
+        for tap in self._taps.values():
+            tap.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        for tap in self._taps.values():
+            tap.open = False
+            if error is not None:
+                tap.clear()
+
+    def read(self) -> dict[str, Tensor]:
+        """The features of the pass that ran, by name; they are forgotten here."""
+        try:
+            return {name: tap.take(self._net, self._paths[name]) for name, tap in self._taps.items()}
+        finally:
+            for tap in self._taps.values():
+                tap.clear()
+
+
+class TappedModel(nn.Module):
+    """A network and heads on features inside it, as one module: the form for DDP, compile and export.
+
+    Its forward pass returns what the network returns and, by name, what the heads make of the features. The network
+    stays the object it was, its state_dict included: ``tapped.net``. Features leave only through the return value;
+    nothing is kept between passes. `attach_heads` makes the heads for you.
+
+    Args:
+        net: any network that is not compiled yet.
+        heads: a head for each name of a module as in ``net.named_modules()``.
+        output: False leaves the network's output out: None in its place.
+        selectors: for modules that return more than a tensor, what to take: an index, a key, an attribute's name or
+            a function of the output.
+
+    Shape:
+        The arguments of `net` -> ``(output of net, {name: head(feature)})``.
+
+    Raises:
+        ValueError: an unknown name, a module in compiled code; in the forward pass: a module that did not run, ran
+            more than once, lost its gradient, or was overwritten in place.
+        TypeError: a module returned no tensor.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        >>> tapped = TappedModel(net, {"1": nn.Conv2d(4, 8, 1)})
+        >>> output, embeddings = tapped(torch.zeros(2, 1, 8, 8))
+        >>> embeddings["1"].shape
+        torch.Size([2, 8, 6, 6])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        heads: Mapping[str, nn.Module],
+        *,
+        output: bool = True,
+        selectors: Mapping[str, Selector] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = checks.network("net", net)
+        self.output = checks.flag("output", output)
+        selectors = selectors or {}
+        checks.known_names("a tapped module in `selectors`", selectors, heads)
+        self._paths = {name: resolve(net, name) for name in heads}
+        self._taps = {name: Tap(name, selectors.get(name)) for name in heads}
+        self._keys = {name: head_key(name) for name in heads}
+        self.heads = nn.ModuleDict({self._keys[name]: checks.network(name, head) for name, head in heads.items()})
+        self._handles = hook(net, self._paths, self._taps)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """The arguments of the network -> (its output or None, {name: head(feature)})."""
+        checks.not_a_replica(self)
+        for tap in self._taps.values():
+            tap.start()
+        try:
+            output = self.net(*args, **kwargs)
+            features = {name: tap.take(self.net, self._paths[name]) for name, tap in self._taps.items()}
+        finally:
+            for tap in self._taps.values():
+                tap.stop()
+        embeddings = {name: self.heads[self._keys[name]](feature) for name, feature in features.items()}
+        return output if self.output else None, embeddings
+
+    def freeze_unused(self, loss: Tensor) -> list[str]:
+        """Freeze every parameter that `loss` does not depend on, so that DDP's and FSDP's defaults work.
+
+        DDP expects a gradient for every parameter that requires one; a loss on taps leaves out what lies behind them.
+        Call it on one loss of this model, before wrapping it. It walks the graph of `loss`: no gradient is computed.
+
+        Args:
+            loss: any tensor computed from the output of this model, its graph attached.
+
+        Returns:
+            The names of the parameters that were frozen here. To undo it:
+            ``for name in frozen: tapped.get_parameter(name).requires_grad_(True)``.
+
+        Raises:
+            ValueError: `loss` depends on no parameter of this model, or reentrant checkpointing hides them.
+        """
+        used, seen = set(), set()
+        nodes = [checks.tensor("loss", loss).grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            checks.walkable(node.name())
+            used.add(id(getattr(node, "variable", None)))
+            nodes.extend(following for following, _ in node.next_functions)
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        checks.reaches(sum(id(parameter) in used for parameter in trained.values()))
+        frozen = [name for name, parameter in trained.items() if id(parameter) not in used]
+        for name in frozen:
+            trained[name].requires_grad_(False)
+        return frozen
+
+    def close(self) -> None:
+        """Take the hooks off the network; this model does not work any more."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def extra_repr(self) -> str:
+        """Whether the network's output is returned."""
+        return f"output={self.output}"
+
+
+def head_key(name: str) -> str:
+    """The key of a head in ``TappedModel.heads``: names of modules hold dots, which keys of a ModuleDict cannot.
+
+    Example:
+        >>> head_key("decoder.blocks.1")
+        'decoder/blocks/1'
+    """
+    key = name.replace(".", "/")
+    return f"{key}/" if not key or hasattr(nn.ModuleDict(), key) else key
+
+
+def attach_heads(
+    net: nn.Module,
+    example: object,
+    heads: Mapping[str, HeadFactory | nn.Module],
+    *,
+    output: bool = True,
+    selectors: Mapping[str, Selector] | None = None,
+) -> TappedModel:
+    """Put a head on each named module, with as many input channels as that module gives.
+
+    The channels come from one pass over `example` that only follows shapes (`dryrun.dry_run`); the network's weights,
+    buffers, modes, hooks and the random state stay as they are. New heads are moved to the
+    device of their feature and the type of the network's parameters.
+
+    Args:
+        net: any network that is not compiled yet.
+        example: what the network is called with: a tensor, a tuple of arguments or a mapping of named arguments.
+        heads: for each name of a module as in ``net.named_modules()``, what makes its head from the number of
+            channels (a class, a function), or a ready module.
+        output: False leaves the network's output out of what the model returns.
+        selectors: for modules that return more than a tensor, what to take: an index, a key, an attribute's name or
+            a function of the output.
+
+    Returns:
+        The model, which returns ``(output, {name: head(feature)})``.
+
+    Raises:
+        ValueError: an unknown name, a module in compiled code, one that does not run once, or is overwritten.
+        TypeError: a module returned no tensor, or something that is no head.
+
+    Example:
+        >>> from mmgl_losses.heads import GlobalHead
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        >>> tapped = attach_heads(net, torch.zeros(2, 1, 8, 8), {"1": GlobalHead})
+        >>> output, embeddings = tapped(torch.zeros(2, 1, 8, 8))
+        >>> embeddings["1"].shape
+        torch.Size([2, 128])
+    """
+    checks.network("net", net)
+    selectors = selectors or {}
+    modules = {name: net.get_submodule(resolve(net, name)) for name in checks.heads(heads)}
+    calls = dry_run(net, example).calls
+    first_names = {module: name for name, module in net.named_modules()}
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+    built = {}
+    for name, head in heads.items():
+        ran = [call for call in calls if call.name == first_names[modules[name]]]
+        checks.ran_once(name, len(ran))
+        selector = selectors.get(name)
+        feature = checks.feature(name, select(name, ran[0].output, selector), selector is not None)
+        if ran[0].overwritten and not callable(selector):
+            checks.untouched(name)
+        if not isinstance(head, nn.Module):
+            head = checks.head(name, head(checks.has_channels(name, feature))).to(feature.device, dtype)
+        built[name] = head
+    return TappedModel(net, built, output=output, selectors=selectors)
