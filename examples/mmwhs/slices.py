@@ -158,7 +158,7 @@ class SliceStore:
             if attempt or not path.is_file():
                 self._build(case, path)
             try:
-                with np.load(path, allow_pickle=False) as stored:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                     array = stored[f"{kind}_{plane}"]
                 if array.dtype == np.uint8 and array.shape[1:] == (self.size, self.size):
                     return array
