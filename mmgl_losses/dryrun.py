@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -79,11 +79,17 @@ def dry_run(net: nn.Module, example: object) -> Trace:
     """
     kwargs = dict(example) if isinstance(example, Mapping) else {}
     args = () if kwargs else example if isinstance(example, tuple) else (example,)
-    with torch.compiler.set_stance("force_eager"), _random_state(net), torch.no_grad():
+    with _uncompiled(net), _random_state(net), torch.no_grad():
         try:
             return _run_fake(net, args, kwargs)
         except Exception:  # whatever a network does to fake tensors: the real pass speaks for itself
             return _run_real(net, args, kwargs)
+
+
+def _uncompiled(net: nn.Module) -> AbstractContextManager[Any]:
+    """Compiled parts run as plain Python, where hooks see everything; asking for that imports the compiler."""
+    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in net.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _random_state(net: nn.Module) -> AbstractContextManager[None]:

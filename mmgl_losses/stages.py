@@ -1,0 +1,216 @@
+"""Where to tap a network: its stages, found by watching one pass."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from mmgl_losses import checks
+from mmgl_losses.dryrun import Call, Trace, dry_run, tensors
+from mmgl_losses.valley import Mark, find_valley, same_level
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage: the module to tap, and what it returns."""
+
+    name: str
+    role: str
+    channels: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    module: str
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The tap points of a network; ``print`` shows them as a table with the call that attaches heads to them.
+
+    Attributes:
+        encoder: names of modules, shallow to deep, the bottleneck last.
+        decoder: names of modules, coarse to fine; empty where nothing runs at a finer size after the coarsest.
+        rows: what the names stand for, and the modules that make the output (role ``"output"``), which are no stages.
+    """
+
+    encoder: tuple[str, ...]
+    decoder: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        """The table, and the call to paste."""
+        parts = [_table(self.rows)] if self.rows else []
+        if not self.encoder:
+            parts.append("No stages: no module that runs once returns a feature map of the kind of the input.")
+        elif not self.decoder:
+            parts.append("No decoder: no module runs at a finer size after the coarsest one. Tap the encoder.")
+        for names, head, comment in (
+            (self.encoder, "GlobalHead", "global contrast, on the encoder"),
+            (self.decoder, "LocalHead", "local contrast, on the decoder"),
+        ):
+            if names:
+                entries = "".join(f'    "{name}": {head},\n' for name in names[-3:])
+                parts.append(f"# {comment}\ntapped = attach_heads(net, example, {{\n{entries}}})")
+        return "\n\n".join(parts)
+
+
+def discover_stages(net: nn.Module, example: object) -> Stages:
+    """Find the modules at the end of each resolution, on the way down and on the way up again.
+
+    One pass over `example` is watched, on fake tensors where the network allows (`dryrun.dry_run`); the
+    network is left as it was. Sizes tell the stages: the longest way down and up again through the feature maps. For
+    each size on it, the last module that ends there is taken, as large a module as does not hide another stage.
+    Every name can be tapped as it is: the module runs once, returns one tensor, and nothing overwrites it. Modules
+    that make the output are no stages.
+
+    Args:
+        net: any network.
+        example: what the network is called with: a tensor, a tuple of arguments or a mapping of named arguments. An
+            image of the size of training is best.
+
+    Returns:
+        The stages, with names for `attach_heads`.
+
+    Raises:
+        TypeError: `net` is no module.
+
+    Example:
+        >>> import torch
+        >>> from mmgl_losses.unet import UNet
+        >>> stages = discover_stages(UNet(channels=(4, 8, 16)), torch.zeros(2, 1, 32, 32))
+        >>> stages.encoder
+        ('encoder.blocks.0', 'encoder.blocks.1', 'encoder.bottleneck')
+        >>> stages.decoder
+        ('decoder.blocks.0', 'decoder.blocks.1')
+    """
+    checks.network("net", net)
+    trace = dry_run(net, example)
+    images = [tensor for tensor in trace.inputs if tensor.ndim >= 3 and tensor.is_floating_point()]
+    if not images:
+        return Stages((), (), ())
+    image = max(images, key=lambda tensor: (tensor.ndim, tensor.numel()))
+    marks = _marks(trace, image)
+    heads = _heads(trace, marks, image)
+    down, up = find_valley([mark for mark in marks if mark not in heads])
+    ends = [mark for mark in heads if not any(_before(mark, stage) for stage in (*down, *up))]
+    ends = [mark for mark in ends if not any(other.holds(mark) for other in ends)]
+    rows = [
+        _row(role, mark, image)
+        for role, stages in (("encoder", down), ("decoder", up), ("output", ends))
+        for mark in stages
+    ]
+    names = {role: tuple(row.name for row in rows if row.role == role) for role in ("encoder", "decoder")}
+    return Stages(names["encoder"], names["decoder"], tuple(rows))
+
+
+def _marks(trace: Trace, image: Tensor) -> list[Mark]:
+    """The feature maps of the pass in time: outputs of modules, and what goes into convolutions from no module."""
+    times = Counter(call.name for call in trace.calls)
+    pooled = {
+        tuple(call.output.shape[2:])
+        for call in trace.calls
+        if isinstance(call.module, nn.modules.pooling._AdaptiveAvgPoolNd | nn.modules.pooling._AdaptiveMaxPoolNd)
+        and isinstance(call.output, Tensor)
+    }
+    first = {}  # when the outermost module that was given a tensor began
+    for call in sorted(trace.calls, key=lambda call: call.start):
+        for tensor in call.inputs:
+            first.setdefault(id(tensor), call.start)
+    last_axis: dict[tuple[int, ...], bool] = {}  # per shape: the last output of it has its channels on the last axis
+    marks = []
+    for call in trace.calls:
+        weight = getattr(call.module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == image.ndim:
+            for tensor in call.inputs:
+                if _is_map(tensor, image):
+                    marks.append(Mark(first[id(tensor)] - 0.5, tuple(tensor.shape[2:]), tensor.shape[1]))
+        output = call.output
+        if not isinstance(output, Tensor):
+            continue
+        channels_last = last_axis[tuple(output.shape)] = _channels_last(call, last_axis)
+        if _is_map(output, image) and not channels_last:
+            usable = times[call.name] == 1 and not call.overwritten and output.is_floating_point()
+            usable = usable and not isinstance(call.module, nn.Identity | nn.modules.dropout._DropoutNd)
+            marks.append(Mark(call.end, tuple(output.shape[2:]), output.shape[1], call, usable))
+    marks.sort(key=lambda mark: mark.time)
+    sizes: list[tuple[int, ...]] = []
+    kept = []
+    for mark in marks:  # pooling to a summary (squeeze and excitation, pyramid pooling) is no stage
+        coarsest = min(map(math.prod, sizes), default=math.prod(image.shape[2:]))
+        summary = mark.size in pooled or (math.prod(mark.size) == 1 and coarsest > 4 ** len(mark.size))
+        if mark.size in sizes or not summary:
+            sizes.append(mark.size)
+            kept.append(mark)
+    return kept
+
+
+def _is_map(tensor: Tensor, image: Tensor) -> bool:
+    """(B, C, *spatial) as the image, at a whole stride of it along each axis."""
+    if tensor.ndim != image.ndim or tensor.shape[0] != image.shape[0] or 0 in tensor.shape:
+        return False
+    ratios = [whole / part for whole, part in zip(image.shape[2:], tensor.shape[2:], strict=True)]
+    coarse = all(part <= 4 for part in tensor.shape[2:])  # rounding hides the stride
+    return min(ratios) >= 1 and (coarse or all(abs(ratio / round(ratio) - 1) < 0.13 for ratio in ratios))
+
+
+def _channels_last(call: Call, last_axis: dict[tuple[int, ...], bool]) -> bool:
+    """The output is (B, *spatial, C): a linear layer made it, or what has the shape of such an output."""
+    if isinstance(call.module, nn.Linear) or type(call.module) in (nn.LayerNorm, nn.RMSNorm):
+        return True
+    layer = next(call.module.children(), None) is None and next(call.module.parameters(recurse=False), None) is not None
+    return not layer and last_axis.get(tuple(call.output.shape), False)
+
+
+def _heads(trace: Trace, marks: list[Mark], image: Tensor) -> list[Mark]:
+    """The marks of what makes the network's output: the classifier, heads of deep supervision, all after the bottom."""
+    outputs = [tensor for tensor in tensors(trace.output) if _is_map(tensor, image)]
+    channels = {tensor.shape[1] for tensor in outputs}
+    _, up = find_valley(marks)
+    if len(channels) != 1 or not up:  # features are returned, or there is nothing but an encoder
+        return []
+    returned = {id(tensor) for tensor in outputs}
+    coarsest = min(marks, key=lambda mark: math.prod(mark.size)).size
+    bottom = max(mark.time for mark in marks if same_level(mark.size, coarsest))
+    late = [mark for mark in marks if mark.call is not None and mark.time > bottom]
+    small = [m for m in late if m.call and m.channels in channels and _small(m.call)]
+    return [
+        mark
+        for mark in late
+        if mark in small
+        or any(head.holds(mark) for head in small)
+        or (mark.call is not None and id(mark.call.output) in returned)
+    ]
+
+
+def _before(head: Mark, stage: Mark) -> bool:
+    """What was taken for a head feeds a stage, or holds one."""
+    return head.holds(stage) or (same_level(head.size, stage.size) and head.time < stage.time)
+
+
+def _small(call: Call) -> bool:
+    """At most one layer with a matrix of weights."""
+    return sum(p.ndim > 1 for p in call.module.parameters()) <= 1
+
+
+def _row(role: str, mark: Mark, image: Tensor) -> Row:
+    assert mark.call is not None
+    stride = tuple(round(whole / part) for whole, part in zip(image.shape[2:], mark.size, strict=True))
+    return Row(mark.call.name, role, mark.channels, mark.size, stride, type(mark.call.module).__name__)
+
+
+def _table(rows: Iterable[Row]) -> str:
+    def times(values: tuple[int, ...]) -> str:
+        return "x".join(map(str, values))
+
+    lines = [("role", "name", "channels", "size", "stride", "module")]
+    for row in rows:
+        lines.append((row.role, row.name, str(row.channels), times(row.size), times(row.stride), row.module))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i == 2 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
