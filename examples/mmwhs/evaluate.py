@@ -95,12 +95,13 @@ def _volume(
     predicted = labels_from_probabilities(result, volume.image.shape, description.main_plane)
     classes = len(description.classes) + 1
     matrix = MulticlassConfusionMatrix(classes)
-    matrix.update(torch.from_numpy(predicted).long(), torch.from_numpy(volume.label).long())
+    truth, ours = (torch.from_numpy(np.ascontiguousarray(labels)) for labels in (volume.label, predicted))
+    matrix.update(ours.long(), truth.long())
     each = scores(matrix.compute())["dice"]["each"]
     stacks = [volume_to_slices(array, description.main_plane) for array in (volume.image, volume.label, predicted)]
-    truth = stacks[1].reshape(len(stacks[1]), -1)
-    present = sum((truth == index).any(axis=1).astype(int) for index in range(1, classes))
-    best = int(np.lexsort((np.count_nonzero(truth, axis=1), present))[-1])
+    flat = stacks[1].reshape(len(stacks[1]), -1)
+    present = sum((flat == index).any(axis=1).astype(int) for index in range(1, classes))
+    best = int(np.lexsort((np.count_nonzero(flat, axis=1), present))[-1])
     spacing = [value for plane, value in zip(_axes(description.main_plane), volume.spacing, strict=True) if plane]
     picture = dict(zip(("image", "truth", "prediction"), (stack[best].copy() for stack in stacks), strict=True))
     picture |= {"spacing": np.asarray(spacing), "slice": np.asarray(best)}

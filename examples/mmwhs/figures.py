@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from examples.mmwhs import files
 
 STRUCTURES = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#8c6bb1", "#66c2a5")
-METHODS = ("#8a8a8a", "#c0392b", "#1f6fb2", "#2e8b57", "#b7791f")
+METHODS = ("#7f7f7f", "#c0392b", "#1f6fb2", "#2e8b57", "#b7791f")
 DPI = 150
 
 

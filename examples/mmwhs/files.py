@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import torch
 
 
 def replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Lets `make` write a file beside `path`, with the same suffixes, and renames it to `path`."""
+    """Lets `make` write a file or folder beside `path`, with the same suffixes, and renames it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.getpid()}.part-{path.name}")
     try:
         make(aside)
         os.replace(aside, path)
     finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
         aside.unlink(missing_ok=True)
 
 

@@ -78,10 +78,10 @@ def run(
             say(f"{settings.method.title}: {described_stage(stage.name, facts[stage.name])}")
     if not is_first():
         return {}
-    net = UNet(**architecture)
-    net.load_state_dict(weights)
-    export(out / "model.pt", net, architecture, store)
     if not (out / "metrics.json").is_file():
+        net = UNet(**architecture)
+        net.load_state_dict(weights)
+        export(out / "model.pt", net, architecture, store)
         metrics, pictures = evaluate(net, store, split, device=device(settings.compute))
         files.replace(out / "overlay.npz", lambda aside: np.savez_compressed(aside, **pictures))
         about = {
@@ -96,7 +96,8 @@ def run(
             "stages": facts,
         }
         files.write_json(out / "metrics.json", {**about, **metrics})
-    report.write(out, [out])
+    if not (out / "report.html").is_file():
+        report.write(out, [out])
     return files.read_json(out / "metrics.json")
 
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -22,7 +24,7 @@ from examples.mmwhs import files
 from examples.mmwhs.augment import Augment
 from examples.mmwhs.config import Compute, Part, Schedule, Stage
 from examples.mmwhs.evaluate import scores
-from mmgl_losses import TappedModel, attach_heads, checks, plugins
+from mmgl_losses import attach_heads, checks, plugins
 
 Batch = Mapping[str, Tensor]
 
@@ -88,6 +90,18 @@ def build(part: Part, kind: str, classes: int, *args: Any) -> nn.Module:
     return plugins.create(kind, part.name, *args, **options)
 
 
+class Untapped(nn.Module):
+    """A network without heads, called like one that has them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output, and no levels."""
+        return self.net(images), {}
+
+
 class StageModule(lightning.LightningModule):
     """A network with the heads and the loss of one stage.
 
@@ -105,16 +119,19 @@ class StageModule(lightning.LightningModule):
         self.stage, self.schedule, self.seed = stage, schedule, seed
         self.augment = Augment(stage.augmentation)
         torch.manual_seed(seed_of(seed, stage.name))
-        example = torch.rand(2 * stage.copies, 1, size, size)
-        labels = torch.randint(classes, (len(example), size, size))
-        heads = {name: partial(build, head, "head", classes) for name, head in stage.taps.items()}
-        trained = net.get_submodule(stage.part) if stage.part != "whole" else net
-        self.tapped: TappedModel = attach_heads(trained, example, heads, output=stage.output)
         self.loss = build(stage.loss, "loss", classes)
         self.matrix = MulticlassConfusionMatrix(classes)
-        self.tapped.eval()  # the pass below leaves running statistics alone
-        self.tapped.freeze_unused(self.loss_of(example, labels if stage.labels else None))
-        self.tapped.train()
+        trained = net if stage.part == "whole" else net.get_submodule(stage.part)
+        if stage.taps:
+            example = torch.rand(2 * stage.copies, 1, size, size)
+            labels = torch.randint(classes, (len(example), size, size)) if stage.labels else None
+            heads = {name: partial(build, head, "head", classes) for name, head in stage.taps.items()}
+            self.tapped = attach_heads(trained, example, heads, output=stage.output)
+            self.tapped.eval()  # the pass below leaves running statistics alone
+            self.tapped.freeze_unused(self.loss_of(example, labels))
+            self.tapped.train()
+        else:
+            self.tapped = Untapped(trained)
 
     def loss_of(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """The stage's loss of augmented images, and labels where it has them."""
@@ -213,6 +230,9 @@ def fit(
     schedule, validates = module.schedule, data.validation is not None
     last, epochs = folder / "last.ckpt", schedule.steps // schedule.every
     start = files.load(last)["epoch"] + 1 if last.is_file() else 0
+    logs = folder / "curves" / f"from-step-{start * schedule.every}"
+    if rank_zero_only.rank == 0:
+        shutil.rmtree(logs, ignore_errors=True)  # of a session that ended before it saved a state
     timer = Timer(interval="epoch", verbose=False)
     keep = {"dirpath": folder, "enable_version_counter": False}
     best = ModelCheckpoint(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
@@ -232,7 +252,7 @@ def fit(
             limit_val_batches=None if validates else 0,
             num_sanity_val_steps=0,
             log_every_n_steps=max(1, schedule.every // 10),
-            logger=CSVLogger(folder, "curves", version=f"from-step-{start * schedule.every}"),
+            logger=CSVLogger(folder, logs.parent.name, version=logs.name),
             callbacks=callbacks,
             enable_progress_bar=progress,
             enable_model_summary=False,
@@ -251,16 +271,16 @@ def fit(
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What a stage logged, by name: pairs of step and value, of all the sessions it took."""
+    """What a stage logged, by name: pairs of steps done and value, of all the sessions it took."""
     values: dict[str, dict[int, float]] = {}
     for path in sorted(folder.glob("curves/from-step-*/metrics.csv"), key=_first_step):
         first = _first_step(path)
-        values = {name: {s: v for s, v in points.items() if s < first} for name, points in values.items()}
+        values = {name: {s: v for s, v in points.items() if s <= first} for name, points in values.items()}
         with path.open(newline="") as lines:
             for row in csv.DictReader(lines):
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):
-                        values.setdefault(name, {})[int(row["step"])] = float(value)
+                        values.setdefault(name, {})[int(row["step"]) + 1] = float(value)
     return {name: sorted(points.items()) for name, points in values.items()}
 
 

@@ -1,0 +1,123 @@
+"""Methods and scales are data: what the files say, and what a wrong file is told."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from examples.mmwhs import config
+from examples.mmwhs.__main__ import parser, settings
+from examples.mmwhs.augment import AUGMENTATIONS
+from mmgl_losses import UNet
+
+METHODS = {name: config.load(config.Method, name) for name in config.built_in(config.Method)}
+SCALES = {name: config.load(config.Scale, name) for name in config.built_in(config.Scale)}
+
+
+def test_built_in_names() -> None:
+    assert set(METHODS) >= {"mmgl", "mmgl_printed", "random"}
+    assert set(SCALES) >= {"paper", "small"}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_fits_the_network_and_every_scale(method: config.Method) -> None:
+    net = UNet(1, 3, channels=(2, 2, 2, 2, 2))
+    for stage in method.stages:
+        assert stage.augmentation in AUGMENTATIONS
+        part = net if stage.part == "whole" else net.get_submodule(stage.part)
+        for name in stage.taps:
+            part.get_submodule(name)
+        levels = len(stage.taps) + (stage.kind == "finetune")
+        assert len(stage.loss.options["weights"]) == levels
+        assert sum(stage.loss.options["weights"]) == pytest.approx(1.0)
+    for scale in SCALES.values():
+        config.Run(data="x", method=method, scale=scale)
+
+
+def test_mmgl_is_the_paper() -> None:
+    one, two, three = METHODS["mmgl"].stages
+    assert (one.part, one.planes, one.labels, list(one.taps)) == ("encoder", "all", False, ["pools.2", "pools.3", "up"])
+    assert (two.part, two.planes, two.labels) == ("whole", "all", True)
+    assert list(two.taps) == ["decoder.blocks.1", "decoder.blocks.2", "decoder.blocks.3"]
+    assert all(head == config.Part("LocalHead", {"stride": 4}) for head in two.taps.values())
+    for stage in (one, two):
+        assert stage.loss.options["temperature"] == 0.07
+        assert stage.loss.options["weights"] == [0.2, 0.2, 0.6]
+    assert (three.planes, list(three.taps)) == ("main", ["decoder.blocks.1", "decoder.blocks.2"])
+    assert three.loss.options["weights"] == [0.2, 0.3, 0.5]
+
+
+def test_printed_differs_in_the_formulas_only() -> None:
+    plain, printed = asdict(METHODS["mmgl"]), asdict(METHODS["mmgl_printed"])
+    del plain["title"], printed["title"]
+    assert [s["loss"]["options"].pop("formula", None) for s in plain["stages"]] == ["nt_xent", "supcon", None]
+    assert [s["loss"]["options"].pop("formula", None) for s in printed["stages"]] == ["mmgl", "mmgl", None]
+    assert plain == printed
+
+
+def test_fine_tuning_differs_in_the_levels_only() -> None:
+    mmgl, plain = METHODS["mmgl"].stages[-1], METHODS["random"].stages[0]
+    assert len(METHODS["random"].stages) == 1
+    loss = config.Part(plain.loss.name, {**plain.loss.options, "weights": mmgl.loss.options["weights"]})
+    assert replace(plain, taps=mmgl.taps, loss=loss) == mmgl
+
+
+def test_round_trip_through_yaml() -> None:
+    run = config.Run(data="x", method=METHODS["mmgl"], scale=SCALES["small"], labelled=2, seed=5)
+    assert config.parse(config.Run, yaml.safe_load(config.to_yaml(run)), where="here") == run
+
+
+STAGE = {"name": "a", "kind": "finetune", "loss": {"name": "DeepSupervisionDice"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"title": "x", "stages": [{**STAGE, "kind": "finetun"}]}, "finetun"),
+        ({"title": "x", "stages": [{**STAGE, "plane": "all"}]}, "plane"),
+        ({"title": "x", "stages": []}, "last stage is of kind 'finetune'"),
+        ({"title": "x", "stages": [{**STAGE, "kind": "local"}]}, "last stage is of kind 'finetune'"),
+        ({"title": "x", "stages": [STAGE, STAGE]}, "its own name"),
+        ({"stages": [STAGE]}, "title"),
+        ("text", "method"),
+    ],
+)
+def test_a_wrong_method_is_told_what_is_wrong(values: object, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=said):
+        config.load(config.Method, path)
+
+
+def test_unknown_names_are_told_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Did you mean 'mmgl'"):
+        config.load(config.Method, "mmgll")
+    with pytest.raises(ValueError, match="no file"):
+        config.load(config.Scale, tmp_path / "none.yaml")
+
+
+def test_schedules_are_checked() -> None:
+    with pytest.raises(ValueError, match="multiple of `every`=3"):
+        config.Schedule(steps=10, every=3, batch_size=2, learning_rate=0.1)
+    with pytest.raises(ValueError, match="learning_rate"):
+        config.Schedule(steps=9, every=3, batch_size=2, learning_rate=0.0)
+    scale = replace(SCALES["small"], schedules={"finetune": SCALES["small"].schedules["finetune"]})
+    with pytest.raises(ValueError, match="no schedule for"):
+        config.Run(data="x", method=METHODS["mmgl"], scale=scale)
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("1", 1), ("0.2", 0.2), ("1.0", 1.0)])
+def test_labelled_is_a_count_or_a_fraction(text: str, value: float) -> None:
+    args = parser().parse_args(["run", "--data", "x", "--labelled", text])
+    assert args.run.labelled == value
+    assert type(args.run.labelled) is type(value)
+
+
+def test_options_and_a_file_make_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"data": "there", "method": "random", "seed": 3, "num_nodes": 2}))
+    args = parser().parse_args(["run", "--config", str(path), "--seed", "4", "--precision", "bf16-mixed"]).run
+    run = settings(args, args.method, args.data)
+    assert (run.method, run.seed, Path(run.data).name) == (METHODS["random"], 4, "there")
+    assert run.compute == config.Compute(num_nodes=2, precision="bf16-mixed")

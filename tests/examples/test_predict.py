@@ -1,0 +1,150 @@
+"""Predicting from an exported network: orientation, values, and files that are not what they should be."""
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from examples.mmwhs import predict as module
+from examples.mmwhs.__main__ import main
+from examples.mmwhs.datasets import open_dataset
+from examples.mmwhs.predict import export, predict
+from examples.mmwhs.slices import SliceStore
+from mmgl_losses import UNet
+from tests.examples.tiny import VALUES, stored, volume, write_tree
+
+ARCHITECTURE = {"in_channels": 1, "out_channels": 3, "channels": (4, 4, 4, 4, 4)}
+
+
+class Threshold(torch.nn.Module):
+    """Dark, middle and bright: class 2, 0 and 1. A network that is known to be right."""
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 50 * torch.cat([0.25 - (x - 0.5).abs(), x - 0.75, 0.25 - x], dim=1) * self.one
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model.pt whose network classifies by intensity."""
+    monkeypatch.setattr(module, "UNet", Threshold)
+    return exported(tmp_path, Threshold())
+
+
+def exported(folder: Path, net: torch.nn.Module) -> Path:
+    store = SliceStore(open_dataset(write_tree(folder / "data", 3)), folder / "cache", size=32)
+    export(folder / "model.pt", net, ARCHITECTURE, store)
+    return folder / "model.pt"
+
+
+def painted(codes: str) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    """A volume whose intensities tell its labels, and the labels, both stored in an orientation."""
+    _, label = volume(np.random.default_rng(5))
+    label[:3, -2:, :2] = VALUES[0]  # a corner that no mirroring or turning keeps
+    label[:, :, 9:] *= label[:, :, 9:] == VALUES[0]
+    image = np.full(label.shape, 50, np.float32)
+    image[label == VALUES[0]], image[label == VALUES[1]] = 100, 0
+    return stored(image, codes), stored(label, codes)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "ASL"])
+def test_labels_come_back_on_the_grid_of_the_image(codes: str, model: Path, tmp_path: Path) -> None:
+    image, truth = painted(codes)
+    nib.save(image, tmp_path / "image.nii.gz")
+    out = predict(model, tmp_path / "image.nii.gz", tmp_path / "new" / "label.nii.gz")
+    result = nib.load(out)
+    assert result.shape == image.shape
+    np.testing.assert_allclose(result.affine, image.affine)
+    assert nib.aff2axcodes(result.affine) == tuple(codes)
+    array, wanted = np.asanyarray(result.dataobj), np.asanyarray(truth.dataobj)
+    assert np.issubdtype(array.dtype, np.integer)
+    assert set(np.unique(array)) == {0, *VALUES}
+    overlap = 2 * ((array == wanted) & (wanted > 0)).sum() / ((array > 0).sum() + (wanted > 0).sum())
+    assert overlap > 0.9  # resizing takes some of the edges; a wrong axis takes far more
+
+
+def test_the_trained_network_is_the_one_that_predicts(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = UNet(**ARCHITECTURE).eval()
+    restored, values = module.restore(exported(tmp_path, net))
+    x = torch.rand(2, 1, 32, 32)
+    assert torch.equal(restored(x), net(x))
+    assert not restored.training
+    assert (values["data"]["classes"], values["data"]["values"]) == (["ball", "box"], list(VALUES))
+
+
+def test_nothing_is_overwritten_unasked(model: Path, tmp_path: Path) -> None:
+    image, _ = painted("RAS")
+    nib.save(image, tmp_path / "image.nii.gz")
+    before = (tmp_path / "image.nii.gz").read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="no file at"):
+            predict(model, tmp_path / "image.nii.gz", tmp_path / "image.nii.gz", overwrite=overwrite)
+    assert (tmp_path / "image.nii.gz").read_bytes() == before
+    (tmp_path / "label.nii.gz").write_text("old")
+    with pytest.raises(ValueError, match="no file at"):
+        predict(model, tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
+    predict(model, tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", overwrite=True)
+    assert nib.load(tmp_path / "label.nii.gz").shape == image.shape
+
+
+def test_a_killed_write_leaves_no_half_of_a_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nib.save(painted("RAS")[0], tmp_path / "image.nii.gz")
+
+    def half(_: object, path: Path) -> None:
+        Path(path).write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.nib, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        predict(model, tmp_path / "image.nii.gz", tmp_path / "out" / "label.nii.gz")
+    assert not list((tmp_path / "out").iterdir())
+
+
+class Evil:
+    """What a pickle can hold."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (pytest.fail, ("code in a checkpoint was run",))
+
+
+@pytest.mark.parametrize("what", ["none", "text", "empty", "pickle", "other"])
+def test_what_is_no_model_is_refused(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    if what == "text":
+        path.write_text("not a checkpoint")
+    elif what == "empty":
+        path.touch()
+    elif what == "pickle":
+        torch.save({"format": Evil()}, path)
+    elif what == "other":
+        torch.save({"state_dict": {}}, path)
+    with pytest.raises(ValueError, match=r"model.pt of a finished run"):
+        module.restore(path)
+
+
+def test_the_command_line_says_it_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "image.nii.gz"
+    arguments = ["predict", "--checkpoint", str(tmp_path / "model.pt"), str(image), "-o", str(tmp_path / "x.nii.gz")]
+    assert main(arguments) == 2
+    assert "image.nii.gz, got no file" in capsys.readouterr().err
+    nib.save(painted("RAS")[0], image)
+    assert main(arguments) == 2
+    assert "model.pt of a finished run, got no file" in capsys.readouterr().err
+    assert main([*arguments[:-1], str(tmp_path / "x.png")]) == 2
+    assert ".nii or .nii.gz" in capsys.readouterr().err
+
+
+def test_the_command_line_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = exported(tmp_path, UNet(**ARCHITECTURE))
+    image = tmp_path / "image.nii.gz"
+    shutil.copy(tmp_path / "data" / "imagesTr" / "tiny_01.nii.gz", image)
+    assert main(["predict", "--checkpoint", str(path), str(image), "-o", str(tmp_path / "x.nii.gz")]) == 0
+    assert nib.load(tmp_path / "x.nii.gz").shape == nib.load(image).shape
+    assert "x.nii.gz" in capsys.readouterr().out
