@@ -65,7 +65,7 @@ def paint_chest(canvas: Canvas, patient: Patient, p: Points, heart: Heart, knots
     hilum = np.sqrt((np.abs(p.x) - 45.0) ** 2 + (p.y + 40.0) ** 2 + (p.z - 40.0) ** 2)
     air = patient.contrast.lung - 0.35 * (p.y + 40.0)
     canvas.paint(lung, air)
-    twigs = np.hypot(*knots) * 9.0 - 2.6 * np.exp(hilum * (-1.0 / 70.0))
+    twigs = np.hypot(*knots) * 9.0 - 3.6 * np.exp(hilum * (-1.0 / 60.0))
     canvas.paint(np.maximum(twigs, lung), 0.45 * patient.contrast.lungs)
 
     inner = np.maximum(abdomen, inside)

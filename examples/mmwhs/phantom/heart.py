@@ -53,7 +53,8 @@ def heart(patient: Patient, vessels: Vessels, points: Points) -> Heart:
     radius, length, thick = 23.0 * form.ventricle, 66.0 * form.ventricle_length, form.wall
     outside = ellipsoid(long, (0, 0, 14), (radius + thick, radius + thick, length + 0.7 * thick))
     left_ventricle = np.maximum(ellipsoid(long, (0, 0, 14), (radius, radius, length)), -depth)
-    myocardium = cut(np.maximum(outside, -depth), left_ventricle)
+    ventricle = np.maximum(outside, -depth)
+    myocardium = cut(ventricle, left_ventricle)
 
     # The great arteries; the label of a vessel ends at a plane across it, its blood does not.
     rising = np.maximum(tube(p, vessels.rise), depth + 0.5)
@@ -75,7 +76,7 @@ def heart(patient: Patient, vessels: Vessels, points: Points) -> Heart:
     a = form.left_atrium
     hall = ellipsoid(p, (-2.0, -40.0, 15.0), (31.0 * a, 19.0 * a, 25.0 * a))
     hall = np.maximum(union(hall, tube(p, vessels.mitral), smooth=8.0), depth + 0.5)
-    left_atrium = union(hall, cut(tube(p, vessels.left_appendage), outside, gap=2.5), smooth=4.0)
+    left_atrium = union(hall, cut(tube(p, vessels.left_appendage), ventricle, gap=2.5), smooth=4.0)
     left_atrium = cut(cut(left_atrium, aorta, artery, gap=2.0), left_ventricle, myocardium)
     b = form.right_atrium
     hall = ellipsoid(p, (31.0, 3.0, 0.0), (20.0 * b, 25.0 * b, 30.0 * b))
@@ -84,7 +85,6 @@ def heart(patient: Patient, vessels: Vessels, points: Points) -> Heart:
     right_atrium = cut(cut(right_atrium, outside, left_atrium, gap=2.5), aorta, artery, gap=2.0)
     right_atrium = cut(right_atrium, right_ventricle)
 
-    ventricle = np.maximum(outside, -depth)
     wall = union(ventricle, right_ventricle - 3.0, left_atrium - 2.0, right_atrium - 2.0, rising - 1.5, artery - 1.5)
     envelope = union(outside, right_ventricle - 2.0, right_atrium, left_atrium, rising, smooth=22.0) - form.fat
     distances = {

@@ -76,10 +76,10 @@ class Scanner:
         low = np.array([axis[i] for axis, i in zip(axes, where.min(0), strict=True)])
         high = np.array([axis[i] for axis, i in zip(axes, where.max(0), strict=True)])
         m = self.patient.margins
-        extent = high - low + 2 * (16.0 + 12.0 * np.array([m[0], m[0], m[1]]))
+        extent = high - low + 2 * (16.0 + 18.0 * np.array([m[0], m[0], m[1]]))
         extent[:2] = extent[:2].max()
         slack = extent - (high - low) - 2 * 16.0
-        centre = (low + high) / 2 + (m[3:] - 0.5) * slack * [1.0, 1.0, 1.0]
+        centre = (low + high) / 2 + (m[3:] - 0.5) * slack
         return Grid(centre - extent / 2, extent / np.array(shape), shape)
 
     def scan(self, grid: Grid, rng: np.random.Generator) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
@@ -92,7 +92,7 @@ class Scanner:
             canvas = Canvas(np.full(points.x.shape, GAS - 10.0, np.float32), edge)
             filaments = self.patient.filaments
             paint_chest(canvas, self.patient, points, found, (filaments[0](axes), filaments[1](axes)))
-            paint_heart(canvas, self.patient, points, found, self.patient.texture(axes))
+            paint_heart(canvas, self.patient, points, found, self.patient.texture(axes), self.patient.trabeculae(axes))
             canvas.values += 9.0 * self.patient.bias(axes) + streaks(self.patient, points)
             image[block] = np.clip(np.rint(canvas.values), -1024, 3071)
             for name, value in VALUES.items():
@@ -101,8 +101,8 @@ class Scanner:
         return image, label
 
 
-def paint_heart(canvas: Canvas, patient: Patient, points: Points, heart: Heart, texture: Array) -> None:
-    """Paint the heart and the vessels; `texture` is how unevenly contrast and blood have mixed."""
+def paint_heart(canvas: Canvas, patient: Patient, points: Points, heart: Heart, texture: Array, rough: Array) -> None:
+    """Paint the heart and the vessels; `texture` varies the blood, `rough` (mm) the inner surface of the ventricles."""
     contrast = patient.contrast
     muscle = contrast.myocardium + 5.0 * texture
     left = contrast.left + 0.03 * contrast.left * texture
@@ -122,9 +122,9 @@ def paint_heart(canvas: Canvas, patient: Patient, points: Points, heart: Heart, 
     canvas.paint(heart.aorta, left)
     canvas.paint(heart.coronaries, left)
     canvas.paint(heart.right_atrium, atrium)
-    canvas.paint(heart.right_ventricle, right)
+    canvas.paint(heart.right_ventricle + 1.2 * np.maximum(rough, 0.0), right)
     canvas.paint(heart.left_atrium, left)
-    canvas.paint(heart.left_ventricle, left)
+    canvas.paint(heart.left_ventricle + 0.8 * np.maximum(rough, 0.0), left)
     canvas.paint(np.maximum(heart.papillary, heart.left_ventricle), muscle)
 
 

@@ -81,7 +81,8 @@ class Patient:
     habitus: Habitus
     contrast: Contrast
     bends: tuple[tuple[Field, ...], ...]  # smooth displacements of space, coarse and fine, three components each
-    texture: Field
+    texture: Field  # how unevenly blood and contrast have mixed
+    trabeculae: Field  # how rough the ventricles are inside
     bias: Field
     filaments: tuple[Field, Field]
     margins: NDArray[np.float64]  # (6,) in [0, 1], how generously the field of view was planned
@@ -137,9 +138,10 @@ class Patient:
             contrast=contrast,
             bends=(
                 tuple(Field.draw(rng, spacing=52.0, sd=4.5) for _ in range(3)),
-                tuple(Field.draw(rng, spacing=22.0, sd=1.1) for _ in range(3)),
+                tuple(Field.draw(rng, spacing=20.0, sd=1.4) for _ in range(3)),
             ),
             texture=Field.draw(rng, spacing=14.0, sd=1.0),
+            trabeculae=Field.draw(rng, spacing=7.0, sd=1.0),
             bias=Field.draw(rng, spacing=70.0, sd=1.0),
             filaments=(
                 Field.draw(rng, spacing=16.0, sd=1.0),
