@@ -11,6 +11,13 @@ from mmgl_losses import checks
 from mmgl_losses.dryrun import Call, Trace, dry_run, tensors
 from mmgl_losses.valley import Mark, find_valley, same_level
 
+_PADDING = (
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
+    nn.modules.padding._CircularPadNd,
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -41,8 +48,10 @@ class Stages:
     def __str__(self) -> str:
         """The table, and the call to paste."""
         parts = [_table(self.rows)] if self.rows else []
-        if not self.encoder:
+        if not self.rows:
             parts.append("No stages: no module that runs once returns a feature map of the kind of the input.")
+        elif not self.encoder:
+            parts.append("No encoder: no module returns a feature map before the coarsest one.")
         elif not self.decoder:
             parts.append("No decoder: no module runs at a finer size after the coarsest one. Tap the encoder.")
         for names, head, comment in (
@@ -123,16 +132,17 @@ def _marks(trace: Trace, image: Tensor) -> list[Mark]:
         weight = getattr(call.module, "weight", None)
         if isinstance(weight, Tensor) and weight.ndim == image.ndim:
             for tensor in call.inputs:
-                if _is_map(tensor, image):
+                if _is_map(tensor, image) and _halved(tensor, image):
                     marks.append(Mark(first[id(tensor)] - 0.5, tuple(tensor.shape[2:]), tensor.shape[1]))
         output = call.output
         if not isinstance(output, Tensor):
             continue
         channels_last = last_axis[tuple(output.shape)] = _channels_last(call, last_axis)
-        if _is_map(output, image) and not channels_last:
+        padding = isinstance(call.module, _PADDING)
+        if call.name and _is_map(output, image) and not channels_last and not padding:
             usable = times[call.name] == 1 and not call.overwritten and output.is_floating_point()
             usable = usable and not isinstance(call.module, nn.Identity | nn.modules.dropout._DropoutNd)
-            marks.append(Mark(call.end, tuple(output.shape[2:]), output.shape[1], call, usable))
+            marks.append(Mark(call.end, tuple(output.shape[2:]), output.shape[1], call, usable, _weights(call)))
     marks.sort(key=lambda mark: mark.time)
     sizes: list[tuple[int, ...]] = []
     kept = []
@@ -149,9 +159,16 @@ def _is_map(tensor: Tensor, image: Tensor) -> bool:
     """(B, C, *spatial) as the image, at a whole stride of it along each axis."""
     if tensor.ndim != image.ndim or tensor.shape[0] != image.shape[0] or 0 in tensor.shape:
         return False
-    ratios = [whole / part for whole, part in zip(image.shape[2:], tensor.shape[2:], strict=True)]
-    coarse = all(part <= 4 for part in tensor.shape[2:])  # rounding hides the stride
-    return min(ratios) >= 1 and (coarse or all(abs(ratio / round(ratio) - 1) < 0.13 for ratio in ratios))
+    return all(
+        part <= whole and (part <= 4 or abs(whole / part / round(whole / part) - 1) < 0.13)  # tiny parts are rounded
+        for whole, part in zip(image.shape[2:], tensor.shape[2:], strict=True)
+    )
+
+
+def _halved(tensor: Tensor, image: Tensor) -> bool:
+    """Sizes that come from halving; others that go into convolutions were padded for them."""
+    halvings = [whole / part for whole, part in zip(image.shape[2:], tensor.shape[2:], strict=True)]
+    return all(abs(math.log2(ratio) - round(math.log2(ratio))) < 0.1 for ratio in halvings)
 
 
 def _channels_last(call: Call, last_axis: dict[tuple[int, ...], bool]) -> bool:
@@ -166,20 +183,20 @@ def _heads(trace: Trace, marks: list[Mark], image: Tensor) -> list[Mark]:
     """The marks of what makes the network's output: the classifier, heads of deep supervision, all after the bottom."""
     outputs = [tensor for tensor in tensors(trace.output) if _is_map(tensor, image)]
     channels = {tensor.shape[1] for tensor in outputs}
-    _, up = find_valley(marks)
-    if len(channels) != 1 or not up:  # features are returned, or there is nothing but an encoder
+    if len(channels) != 1 or not marks:  # features are returned, or nothing that has a place
         return []
+    _, up = find_valley(marks)
     returned = {id(tensor) for tensor in outputs}
     coarsest = min(marks, key=lambda mark: math.prod(mark.size)).size
-    bottom = max(mark.time for mark in marks if same_level(mark.size, coarsest))
-    late = [mark for mark in marks if mark.call is not None and mark.time > bottom]
-    small = [m for m in late if m.call and m.channels in channels and _small(m.call)]
+    bottom = min(mark.time for mark in marks if same_level(mark.size, coarsest))
+    late = [mark for mark in marks if mark.call is not None and mark.time >= bottom]
+    small = [m for m in late if m.call and m.channels in channels and m.weights <= 1]
     return [
         mark
         for mark in late
         if mark in small
         or any(head.holds(mark) for head in small)
-        or (mark.call is not None and id(mark.call.output) in returned)
+        or (up and mark.call is not None and id(mark.call.output) in returned)
     ]
 
 
@@ -188,9 +205,9 @@ def _before(head: Mark, stage: Mark) -> bool:
     return head.holds(stage) or (same_level(head.size, stage.size) and head.time < stage.time)
 
 
-def _small(call: Call) -> bool:
-    """At most one layer with a matrix of weights."""
-    return sum(p.ndim > 1 for p in call.module.parameters()) <= 1
+def _weights(call: Call) -> int:
+    """The number of layers with a matrix of weights."""
+    return sum(parameter.ndim > 1 for parameter in call.module.parameters())
 
 
 def _row(role: str, mark: Mark, image: Tensor) -> Row:

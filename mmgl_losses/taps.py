@@ -33,6 +33,7 @@ class FeatureTaps:
         TypeError: a module returned no tensor.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
         >>> with FeatureTaps(net, ["1"]) as taps:
         ...     output = net(torch.zeros(2, 1, 8, 8))
@@ -96,6 +97,7 @@ class TappedModel(nn.Module):
         TypeError: a module returned no tensor.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
         >>> tapped = TappedModel(net, {"1": nn.Conv2d(4, 8, 1)})
         >>> output, embeddings = tapped(torch.zeros(2, 1, 8, 8))
@@ -221,6 +223,7 @@ def attach_heads(
         TypeError: a module returned no tensor, or something that is no head.
 
     Example:
+        >>> import torch
         >>> from mmgl_losses.heads import GlobalHead
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
         >>> tapped = attach_heads(net, torch.zeros(2, 1, 8, 8), {"1": GlobalHead})

@@ -10,13 +10,17 @@ Size = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Mark:
-    """A feature map of this size existed at this time; `call` returned it, or None: no module did."""
+    """A feature map of this size existed at this time; `call` returned it, or None: no module did.
+
+    `usable`: the call can be tapped. `weights`: how many layers with a matrix of weights it has.
+    """
 
     time: float
     size: Size
     channels: int
     call: Call | None = None
     usable: bool = False
+    weights: int = 0
 
     def holds(self, other: "Mark") -> bool:
         """The other map was made inside this mark's module."""
@@ -41,19 +45,21 @@ def _finer(a: Size, b: Size) -> bool:
 def find_valley(marks: list[Mark]) -> tuple[list[Mark], list[Mark]]:
     """The marks of the stages on the way down (the bottom included) and on the way up.
 
-    The way is the longest that goes strictly down and then strictly up. Modules are closed from the outside in,
-    which hides what is inside, wherever the way stays as long. For each size, the last usable closed module is taken.
+    The way is the longest that goes strictly down and then strictly up. Modules are closed from the outside in, which
+    hides what is inside, wherever the way stays as long and keeps as many sizes with more than a single layer. For
+    each size, the last usable closed module is taken.
     """
     visible = marks
-    wanted = _length(visible)
+    score = _score(visible)
     opened: list[Mark] = []
     for mark in sorted(marks, key=lambda mark: mark.call.start if mark.call else mark.time):
         inner = [other for other in visible if mark.holds(other)] if mark in visible else []
         if not inner:
             continue
         outside = [other for other in visible if not mark.holds(other)]
-        if not mark.joins(inner[-1]) and _length(outside) >= wanted:
-            visible = outside
+        after = _score(outside)
+        if not mark.joins(inner[-1]) and after[0] >= score[0] and after[1] >= score[1]:
+            visible, score = outside, after
         else:
             opened.append(mark)
     stages = []
@@ -77,9 +83,16 @@ def _runs(marks: list[Mark]) -> list[list[Mark]]:
     return runs
 
 
-def _length(marks: list[Mark]) -> int:
-    down, up = _way(_runs(marks))
-    return len(down) + len(up)
+def _score(marks: list[Mark]) -> tuple[int, int]:
+    """How long the way is, and how many sizes on it have a module of two layers that makes no other size."""
+    runs = _runs(marks)
+    down, up = _way(runs)
+    before = dict(zip(map(id, runs), [-math.inf, *(run[-1].time for run in runs)], strict=False))
+    solid = [
+        any(mark.weights > 1 and mark.call is not None and mark.call.start > before[id(run)] for mark in run)
+        for run in (*down, *up)
+    ]
+    return len(solid), sum(solid)
 
 
 def _way(runs: list[list[Mark]]) -> tuple[list[list[Mark]], list[list[Mark]]]:
