@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.mmwhs.datasets import PLANES, Case, Dataset, Description, load_volume, open_dataset
-from examples.mmwhs.volumes import to_original
+from examples.mmwhs.volumes import open_grid, to_original
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = (4, 5, 6)
@@ -207,6 +207,12 @@ def test_a_given_split_names_patients_by_what_begins_a_case(tmp_path: Path) -> N
     assert data.given_split == {"train": ("p1", "p1_b"), "val": ("p10",), "test": ("p2",), "labelled_1": ("p1",)}
 
 
+def test_a_patient_ends_where_a_word_does(tmp_path: Path) -> None:
+    splits = {"train": ["p1"], "val": ["p2"], "test": ["p3"]}
+    with pytest.raises(ValueError, match=r"whose name begins 'p10', got none"):
+        open_dataset(msd(tmp_path, ("p1", "p10", "p2", "p3"), splits=splits))
+
+
 @pytest.mark.parametrize(
     ("splits", "reason"),
     [
@@ -249,6 +255,7 @@ def test_every_orientation_comes_to_ras_and_goes_back(tmp_path: Path, axes: tupl
     assert nib.aff2axcodes(turned) == axes
     case = a_case(tmp_path, stored, lut[stored_labels], at=turned, label_at=turned)
 
+    assert open_grid(case.image).shape == SHAPE
     volume = load_volume(case, HEART, percentiles=(0, 100))
     np.testing.assert_array_equal(np.rint(volume.image * ras.max()), ras)
     np.testing.assert_array_equal(volume.label, labels)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,8 @@ def test_a_given_labelled_subset_is_that_of_seed_0() -> None:
         split = make_split(data, labelled=labelled, seed=0)
         assert set(split.labelled) == set(GIVEN[f"labelled_{len(split.labelled)}"])
     assert any(set(make_split(data, labelled=2, seed=s).labelled) != {"p005", "p001"} for s in range(1, 5))
+    drawn = [set(make_split(data, labelled=count, seed=0).labelled) for count in range(1, 13)]
+    assert all(few < many for few, many in pairwise(drawn))
     apart = {**GIVEN, "labelled_4": ("p007", "p008", "p009", "p010")}  # not nested: still taken as given
     assert make_split(dataset(17, given=apart), labelled=4, seed=0).labelled == apart["labelled_4"]
 
