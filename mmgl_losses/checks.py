@@ -155,10 +155,12 @@ def levels(name: str, values: object, weights: Levels[float]) -> list[tuple[str,
     `values` is a sequence or a mapping; a mapping of weights needs a mapping of levels with the same keys.
     """
     if isinstance(values, Tensor):
-        cure = f"Wrap a single level in a list: `[{name}]`."
-        if values.ndim >= 4:
-            cure += " For outputs stacked along an axis, pass a mapping made from `.unbind(axis)`, one key a level."
-        raise TypeError(message(f"`{name}` to be a sequence or mapping of tensors, one per level", "a tensor", cure))
+        cure = (
+            f"Wrap a single level in a list, `[{name}]`; make levels that are stacked along an axis a mapping from "
+            "`.unbind(axis)`, with `weights` of the same keys."
+        )
+        expected = f"`{name}` to be a sequence or mapping of tensors, one per level"
+        raise TypeError(message(expected, f"a tensor of shape {shape(values)}", cure))
     if isinstance(weights, Mapping):
         if not isinstance(values, Mapping) or set(values) != set(weights):
             got = sorted(values) if isinstance(values, Mapping) else type(values).__name__

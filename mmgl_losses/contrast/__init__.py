@@ -178,7 +178,7 @@ def _contrast(
     **options: Unpack[PairOptions],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Check, sort, compute, and bring back: the log-sum-exps, the counts and (with `sums`) the sums of logits."""
-    checks.one_of("impl", impl, ("auto", *IMPLEMENTATIONS))
+    checks.implementation(impl)
     checks.temperature(temperature)
     checks.contrast(anchors, ids, **options)
     dims, mask = anchors.ndim - 2, options.get("anchor_mask")

@@ -1,0 +1,81 @@
+"""The formulas, a few lines each over the terms of the primitive, and their mean over anchors.
+
+P(i) are the positives of anchor i, N(i) its negatives, s the cosines over the temperature.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmgl_losses import checks
+from mmgl_losses.contrast import PairTerms
+
+Formula = Callable[[PairTerms], Tensor]
+
+
+def supcon(terms: PairTerms) -> Tensor:
+    """-mean_P s_ip + log sum_{a != i} exp(s_ia): Khosla et al. 2020, eq. 2 (L_out); with one positive, NT-Xent."""
+    return torch.logaddexp(terms.positive_lse, terms.negative_lse) - terms.positive_sum / terms.n_positives
+
+
+def supcon_in(terms: PairTerms) -> Tensor:
+    """-log mean_P exp(s_ip) + log sum_{a != i} exp(s_ia): Khosla et al. 2020, eq. 3 (L_in)."""
+    mean_inside = terms.positive_lse - terms.n_positives.to(terms.positive_lse.dtype).log()
+    return torch.logaddexp(terms.positive_lse, terms.negative_lse) - mean_inside
+
+
+def decoupled(terms: PairTerms) -> Tensor:
+    """-mean_P s_ip + log sum_N exp(s_in): Yeh et al. 2022, negatives alone in the denominator."""
+    return terms.negative_lse - terms.positive_sum / terms.n_positives
+
+
+def mmgl_global(terms: PairTerms) -> Tensor:
+    """-mean_P s_ip + log(exp(s_ii) + sum_N exp(s_in)): Zhao et al. 2022, section 3.1, as printed.
+
+    The printed denominator runs over all of I but the positive, so the anchor's product with itself stays in it.
+    """
+    return torch.logaddexp(terms.self_logit, terms.negative_lse) - terms.positive_sum / terms.n_positives
+
+
+def mmgl_local(terms: PairTerms) -> Tensor:
+    """-1/|P| log(sum_P exp(s_ip) / sum_N exp(s_in)): Zhao et al. 2022, section 3.2, as printed."""
+    return (terms.negative_lse - terms.positive_lse) / terms.n_positives
+
+
+# An anchor without negatives has no value under these; under the others it has.
+decoupled.needs_negatives = mmgl_local.needs_negatives = True
+supcon.needs_negatives = supcon_in.needs_negatives = mmgl_global.needs_negatives = False
+
+GLOBAL_FORMULAS: dict[str, Formula] = {"nt_xent": supcon, "decoupled": decoupled, "mmgl": mmgl_global}
+LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, "mmgl": mmgl_local}
+
+
+HARMLESS = PairTerms(0.0, 0.0, 0.0, 0.0, 1, 1)
+
+
+def resolve(formula: str | Formula, named: dict[str, Formula]) -> Formula:
+    """A formula by name, or a callable as it is."""
+    if callable(formula):
+        return formula
+    checks.one_of("formula", formula, named)
+    return named[formula]
+
+
+def valid_anchors(terms: PairTerms, formula: Formula) -> Tensor:
+    """Anchors with a positive and, unless the formula says it needs none, a negative."""
+    valid = terms.n_positives > 0
+    return valid & (terms.n_negatives > 0) if getattr(formula, "needs_negatives", True) else valid
+
+
+def mean_loss(terms: PairTerms, formula: Formula) -> Tensor:
+    """The mean over the valid anchors of each group, then over the groups that have any; never NaN.
+
+    The formula sees harmless numbers in place of anchors that are not valid, so neither its value nor its gradient
+    there can leak: ``0 * inf`` and ``0 * NaN`` would.
+    """
+    valid = valid_anchors(terms, formula)
+    losses = formula(PairTerms(*(torch.where(valid, term, fill) for term, fill in zip(terms, HARMLESS, strict=True))))
+    count = valid.sum(-1)
+    means = torch.where(valid, losses, 0.0).sum(-1) / count.clamp(min=1)
+    return means.sum() / (count > 0).sum().clamp(min=1)

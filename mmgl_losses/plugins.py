@@ -1,0 +1,105 @@
+"""Losses and heads by name: those of the package, registered ones, and those of installed distributions.
+
+A distribution offers its own through the entry-point groups ``mmgl_losses.losses`` and ``mmgl_losses.heads``. They
+are looked up on first use and loaded when created, so a broken one cannot break an import.
+"""
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from mmgl_losses import checks, heads, losses
+
+GROUPS = {"loss": "mmgl_losses.losses", "head": "mmgl_losses.heads"}
+_BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
+    "loss": {
+        "MultiScaleGlobalContrast": losses.MultiScaleGlobalContrast,
+        "MultiScaleLocalSupCon": losses.MultiScaleLocalSupCon,
+        "DeepSupervisionDice": losses.DeepSupervisionDice,
+    },
+    "head": {
+        "GlobalHead": heads.GlobalHead,
+        "LocalHead": heads.LocalHead,
+        "SegmentationHead": heads.SegmentationHead,
+    },
+}
+_registered: dict[str, dict[str, Callable[..., Any]]] = {"loss": {}, "head": {}}
+
+
+def register_loss(name: str, factory: Callable[..., Any]) -> None:
+    """Make a loss known by name in this process; a name that is taken is a ValueError."""
+    _register("loss", name, factory)
+
+
+def register_head(name: str, factory: Callable[..., Any]) -> None:
+    """Make a head known by name in this process; a name that is taken is a ValueError."""
+    _register("head", name, factory)
+
+
+def available(kind: str) -> tuple[str, ...]:
+    """The names of all losses (``"loss"``) or heads (``"head"``), sorted.
+
+    Example:
+        >>> "GlobalHead" in available("head")
+        True
+    """
+    checks.one_of("kind", kind, GROUPS)
+    return tuple(sorted({*_BUILT_IN[kind], *_registered[kind], *_installed(kind)}))
+
+
+def create(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
+    """Build the loss or head `name`.
+
+    Args:
+        kind: ``"loss"`` or ``"head"``.
+        name: one of `available`.
+        *arguments: positional arguments of its factory.
+        **options: keyword arguments of its factory.
+
+    Raises:
+        ValueError: the name is unknown, or two distributions offer it.
+        RuntimeError: the plug-in that offers it cannot be loaded.
+
+    Example:
+        >>> create("head", "SegmentationHead", 16, 4).out_channels
+        4
+    """
+    checks.one_of("kind", kind, GROUPS)
+    for known in (_BUILT_IN[kind], _registered[kind]):
+        if name in known:
+            return known[name](*arguments, **options)
+    checks.one_of(kind, name, available(kind))
+    point = _installed(kind)[name]
+    try:
+        factory = point.load()
+    except Exception as error:
+        origin = point.dist.name if point.dist else "an unknown distribution"
+        raise RuntimeError(
+            checks.message(f"the {kind} {name!r} of {origin} to load from {point.value}", repr(error))
+        ) from error
+    return factory(*arguments, **options)
+
+
+def _register(kind: str, name: str, factory: Callable[..., Any]) -> None:
+    if name in available(kind):
+        raise ValueError(checks.message(f"a new name for a {kind}", repr(name), "It is taken."))
+    if not callable(factory):
+        raise TypeError(checks.message(f"a callable that makes the {kind}", type(factory).__name__))
+    _registered[kind][name] = factory
+
+
+def _installed(kind: str) -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUPS[kind]):
+        other = found.get(point.name)
+        if point.name in _BUILT_IN[kind] or other is not None:
+            owners = sorted(
+                {p.dist.name if p.dist else "?" for p in (point, other) if p is not None}
+                | (set() if other is not None else {"mmgl-losses"})
+            )
+            got = f"it from {' and '.join(owners)}"
+            raise ValueError(
+                checks.message(f"one distribution to offer the {kind} {point.name!r}", got, "Uninstall one.")
+            )
+        found[point.name] = point
+    return found

@@ -1,0 +1,172 @@
+"""Soft Dice against loops, its laws, and peers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmgl_losses.functional import soft_dice
+from tests import oracles
+from tests.strategies import matrices
+
+options = st.fixed_dictionaries(
+    {
+        "include_background": st.booleans(),
+        "batch": st.booleans(),
+        "squared": st.booleans(),
+        "smooth": st.sampled_from([1e-5, 1.0]),
+        "ignore_index": st.sampled_from([None, 2, 255]),
+    }
+)
+
+
+@st.composite
+def maps(draw, ignore):
+    """Logits (B, C, n) and labels (B, n)."""
+    batch, classes, n = draw(st.integers(1, 3)), 3, draw(st.integers(1, 5))
+    logits = draw(matrices(batch * classes, n)).reshape(batch, classes, n)
+    kinds = [0, 1, 2] + ([] if ignore is None else [ignore])
+    labels = draw(st.lists(st.sampled_from(kinds), min_size=batch * n, max_size=batch * n))
+    return logits, torch.tensor(labels).reshape(batch, n)
+
+
+@given(data=st.data(), option=options)
+def test_matches_loops(data, option):
+    logits, labels = data.draw(maps(option["ignore_index"]))
+    logits.requires_grad_()
+    got = soft_dice(logits, labels, **option)
+    if option["ignore_index"] is not None and (labels == option["ignore_index"]).all():
+        assert got == 0
+        assert (torch.autograd.grad(got, logits)[0] == 0).all()
+        return
+    wanted = oracles.soft_dice(logits, labels, **option)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(torch.autograd.grad(got, logits), torch.autograd.grad(wanted, logits))
+
+
+@given(data=st.data(), share=st.sampled_from([0.25, 0.5, 1.0]), ignore=st.sampled_from([None, 2]))
+def test_cross_entropy_is_torch_s(data, share, ignore):
+    logits, labels = data.draw(maps(None))
+    got = soft_dice(logits, labels, cross_entropy=share, ignore_index=ignore)
+    if ignore is not None and (labels == ignore).all():
+        assert got == 0
+        return
+    entropy = F.cross_entropy(logits, labels, ignore_index=-100 if ignore is None else ignore)
+    dice = soft_dice(logits, labels, ignore_index=ignore)
+    torch.testing.assert_close(got, (1 - share) * dice + share * entropy)
+
+
+@given(data=st.data(), shift=st.sampled_from([-3.0, 5.0]))
+def test_laws(data, shift):
+    logits, labels = data.draw(maps(None))
+    value = soft_dice(logits, labels)
+    assert 0 <= value <= 1
+    torch.testing.assert_close(soft_dice(logits + shift * torch.arange(logits.shape[2]), labels), value)
+    order = torch.tensor(data.draw(st.permutations(range(3))))
+    renamed = torch.argsort(order)[labels]
+    torch.testing.assert_close(soft_dice(logits[:, order], renamed), value)
+    x = logits.clone().requires_grad_()
+    gradient = torch.autograd.grad(soft_dice(x, labels), x)[0]
+    torch.testing.assert_close(gradient.sum(1), torch.zeros_like(gradient[:, 0]), atol=1e-12, rtol=0)
+    torch.testing.assert_close(soft_dice(logits.flip(2), labels.flip(1)), value)
+    tiled = soft_dice(torch.cat([logits, logits], 2), torch.cat([labels, labels], 1), smooth=0.0)
+    torch.testing.assert_close(tiled, soft_dice(logits, labels, smooth=0.0))
+
+
+@given(data=st.data(), pixel=st.integers(0, 4), amount=st.floats(0, 3))
+def test_more_of_the_right_class_is_never_worse(data, pixel, amount):
+    logits, labels = data.draw(maps(None))
+    pixel = pixel % labels.shape[1]
+    better = logits.clone()
+    better[0, labels[0, pixel], pixel] += amount
+    assert soft_dice(better, labels) <= soft_dice(logits, labels) + 1e-12
+
+
+def test_perfect_and_disjoint():
+    labels = torch.tensor([[0, 1, 1, 2, 0, 2]])
+    sure = 60.0 * F.one_hot(labels, 3).movedim(-1, 1).double()
+    assert soft_dice(sure, labels) < 1e-9
+    assert soft_dice(sure.roll(1, 1), labels, smooth=0.0) > 1 - 1e-9
+
+
+def test_equals_one_minus_f1_on_hard_masks():
+    from torchmetrics.segmentation import DiceScore
+
+    labels = torch.randint(4, (3, 20, 20))
+    guess = torch.where(torch.rand(3, 20, 20) > 0.3, labels, torch.randint(4, (3, 20, 20)))
+    metric = DiceScore(num_classes=4, average="macro", input_format="index", aggregation_level="global")
+    expected = 1 - metric(guess, labels)
+    got = soft_dice(100.0 * F.one_hot(guess, 4).movedim(-1, 1).float(), labels, smooth=0.0)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("include_background", [False, True])
+def test_agrees_with_monai(batch, squared, include_background):
+    from monai.losses import DiceLoss
+
+    logits, labels = torch.randn(2, 4, 9, 8), torch.randint(4, (2, 9, 8))
+    peer = DiceLoss(
+        include_background=include_background,
+        to_onehot_y=True,
+        softmax=True,
+        squared_pred=squared,
+        batch=batch,
+        smooth_nr=1e-5,
+        smooth_dr=1e-5,
+    )
+    got = soft_dice(logits, labels, include_background=include_background, batch=batch, squared=squared)
+    torch.testing.assert_close(got, peer(logits, labels[:, None]))
+
+
+def test_ignored_pixels_may_hold_nan():
+    logits, labels = torch.randn(2, 3, 6, requires_grad=True), torch.randint(3, (2, 6))
+    labels[0, :3] = 255
+    poisoned = torch.where((labels == 255)[:, None], torch.nan, logits)
+    loss = soft_dice(poisoned, labels, ignore_index=255, cross_entropy=0.5)
+    gradient = torch.autograd.grad(loss, logits)[0]
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert (gradient[0, :, :3] == 0).all()
+
+
+@pytest.mark.parametrize("sizes", [((10,), (7,)), ((9, 12), (18, 24)), ((3, 4, 5), (6, 8, 10))])
+def test_labels_come_to_the_level_by_index(sizes):
+    level, full = sizes
+    logits, labels = torch.randn(2, 3, *level), torch.randint(3, (2, *full))
+    small = labels
+    for axis, (m, n) in enumerate(zip(level, full, strict=True), start=1):
+        small = small.index_select(axis, torch.tensor(oracles.places(n, m)))
+    torch.testing.assert_close(soft_dice(logits, labels), soft_dice(logits, small))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_in_float32(dtype):
+    logits, labels = (torch.randn(1, 3, 300, 300) * 5).to(dtype), torch.randint(3, (1, 300, 300))
+    got = soft_dice(logits, labels)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), soft_dice(logits.double(), labels), rtol=1e-5, atol=1e-6)
+
+
+X, Y = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: soft_dice(X, Y + 3), ValueError, r"Expected `labels` in 0 ... 2, got \[3\]. Pass `ignore_index`"),
+        (lambda: soft_dice(X, Y - 1), ValueError, r"Expected `labels` in 0 ... 2, got \[-1\]"),
+        (lambda: soft_dice(X, Y.float()), TypeError, "`labels` to be an integer tensor, got type torch.float32"),
+        (lambda: soft_dice(X, Y[:, None]), ValueError, r"for `logits` of shape \(2, 3, 4, 4\), got \(2, 1, 4, 4\). Remove the channel axis"),
+        (lambda: soft_dice(X[:, :1], Y), ValueError, "Expected logits of at least 2 channels, got 1. For one foreground structure"),
+        (lambda: soft_dice(X, Y, smooth=-1.0), ValueError, "`smooth` to be a finite number of at least 0, got -1.0"),
+        (lambda: soft_dice(X, Y, cross_entropy=1.5), ValueError, "of at least 0 and at most 1, got 1.5"),
+        (lambda: soft_dice(X, Y, batch=1), TypeError, "Expected `batch` to be True or False, got 1 of type int."),
+        (lambda: soft_dice(X[0], Y), ValueError, "labels"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, error, text):
+    with pytest.raises(error, match=text):
+        call()

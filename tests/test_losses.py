@@ -1,0 +1,235 @@
+"""The modules: weights meet the right levels, zero weights see nothing, diagnostics tell the truth."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmgl_losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon
+from mmgl_losses.functional import global_contrast, local_supcon, soft_dice
+
+LABELS = torch.randint(3, (2, 16, 16), generator=torch.Generator().manual_seed(1))
+SIZES = (4, 8, 16)
+
+
+def features(dtype=torch.float32, channels=3):
+    return [torch.randn(2, channels, size, size, dtype=dtype) for size in SIZES]
+
+
+def embeddings():
+    return [torch.randn(6, 5) for _ in range(3)]
+
+
+CASES = {
+    "global": (MultiScaleGlobalContrast, embeddings, lambda x, _: global_contrast(x), ()),
+    "local": (MultiScaleLocalSupCon, features, local_supcon, (LABELS,)),
+    "dice": (DeepSupervisionDice, features, soft_dice, (LABELS,)),
+}
+every = pytest.mark.parametrize("case", CASES)
+
+
+@every
+def test_is_the_weighted_sum(case):
+    make, inputs, single, rest = CASES[case]
+    x, weights = inputs(), (0.1, 0.3, 0.7)
+    expected = sum(w * single(level, *(rest or (None,))) for w, level in zip(weights, x, strict=True))
+    torch.testing.assert_close(make(weights=weights)(x, *rest), expected)
+    named = dict(zip("abc", x, strict=True))
+    torch.testing.assert_close(make(weights=weights)(named, *rest), expected)
+    backwards = {"c": 0.7, "b": 0.3, "a": 0.1}
+    torch.testing.assert_close(make(weights=backwards)(named, *rest), expected)
+
+
+@every
+def test_weight_zero_skips_the_level(case):
+    make, inputs, single, rest = CASES[case]
+    x = inputs()
+    x[0] = torch.full_like(x[0], math.nan).requires_grad_()
+    loss = make(weights=(0.0, 0.0, 1.0))(x, *rest)
+    torch.testing.assert_close(loss, single(x[2], *(rest or (None,))))
+
+
+@every
+def test_has_no_state_and_travels(case):
+    make, inputs, _, rest = CASES[case]
+    loss, x = make(weights=(0.5, 0.25, 0.25)), inputs()
+    assert loss.state_dict() == {}
+    assert list(loss.parameters()) == []
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(other(x, *rest), loss(x, *rest))
+    assert "weights=(0.5, 0.25, 0.25)" in repr(loss)
+
+
+@every
+def test_compiles_whole(case):
+    make, inputs, _, rest = CASES[case]
+    loss, x = make(), inputs()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, *rest), loss(x, *rest))
+
+
+@every
+def test_wrong_number_of_levels(case):
+    make, inputs, _, rest = CASES[case]
+    with pytest.raises(ValueError, match=r"Expected 3 levels in `\w+`, one per weight of \(.*\), got 2"):
+        make()(inputs()[1:], *rest)
+
+
+@every
+def test_one_tensor_is_not_a_list(case):
+    make, inputs, _, rest = CASES[case]
+    with pytest.raises(TypeError, match="to be a sequence or mapping of tensors, one per level, got a tensor"):
+        make()(inputs()[0], *rest)
+
+
+@every
+def test_other_keys(case):
+    make, inputs, _, rest = CASES[case]
+    with pytest.raises(ValueError, match=r"mapping with the keys of `weights`, \['a', 'b'\]"):
+        make(weights={"a": 0.5, "b": 0.5})(dict(zip("abd", inputs(), strict=True)), *rest)
+
+
+@every
+@pytest.mark.parametrize(
+    ("weights", "error", "text"),
+    [
+        ((), ValueError, "non-empty sequence or mapping of numbers"),
+        ((0.5, -0.1), ValueError, r"`weights\[1\]` to be a finite number of at least 0, got -0.1"),
+        ((0.5, math.nan), ValueError, "got nan"),
+        ((0.0, 0.0), ValueError, r"at least one of `weights` above 0, got \(0.0, 0.0\)"),
+        (0.5, TypeError, "got 0.5 of type float"),
+        ("abc", TypeError, "got 'abc' of type str"),
+        ({"a": "1"}, TypeError, r"`weights\['a'\]`"),
+    ],
+)
+def test_bad_weights(case, weights, error, text):
+    with pytest.raises(error, match=text):
+        CASES[case][0](weights=weights)
+
+
+@pytest.mark.parametrize("case", ["local", "dice"])
+def test_levels_fine_to_coarse_are_refused(case):
+    """nnU-Net's order, which would silently meet the weights the wrong way round."""
+    make, inputs, _, rest = CASES[case]
+    with pytest.raises(
+        ValueError, match=r"ordered from coarse to fine, got .*They are ordered fine to coarse: reverse"
+    ):
+        make()(inputs()[::-1], *rest)
+
+
+@pytest.mark.parametrize("case", ["local", "dice"])
+def test_levels_of_one_size_need_named_weights(case):
+    """MONAI's outputs, all at full size: their order cannot be seen."""
+    make, _, _, rest = CASES[case]
+    same = [torch.randn(2, 3, 8, 8) for _ in range(3)]
+    with pytest.raises(ValueError, match="Give `weights` as a mapping"):
+        make()(same, *rest)
+    stacked = torch.stack(same, 1)
+    with pytest.raises(TypeError, match=r"a tensor of shape \(2, 3, 3, 8, 8\).*unbind"):
+        make()(stacked, *rest)
+    named = dict(zip("abc", stacked.unbind(1), strict=True))
+    assert make(weights={"a": 0.2, "b": 0.3, "c": 0.5})(named, *rest).isfinite()
+
+
+def test_deep_supervision_agrees_with_monai():
+    """Equal weights and the same labels at each level; MONAI resizes them by nearest-exact."""
+    from monai.losses import DeepSupervisionLoss, DiceLoss
+
+    x = features()
+    peer = DeepSupervisionLoss(
+        DiceLoss(to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5), weights=[0.5, 0.3, 0.2]
+    )
+    got = DeepSupervisionDice(weights=(0.2, 0.3, 0.5))(x, LABELS)
+    torch.testing.assert_close(got, peer(x[::-1], LABELS[:, None].float()))
+
+
+def test_momentum_keys_at_each_level():
+    x, keys = embeddings(), [torch.randn(9, 5) for _ in range(3)]
+    ids = torch.arange(9)
+    loss = MultiScaleGlobalContrast(weights=(0.0, 0.5, 0.5))
+    got = loss(x, ids[:6], keys=keys, key_instances=ids)
+    expected = sum(
+        0.5 * global_contrast(a, ids[:6], keys=b, key_instances=ids) for a, b in zip(x[1:], keys[1:], strict=True)
+    )
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: MultiScaleGlobalContrast(temperature=-1.0), "`temperature`"),
+        (lambda: MultiScaleGlobalContrast(formula="supcon"), "'nt_xent', 'decoupled', 'mmgl', got 'supcon'"),
+        (lambda: MultiScaleGlobalContrast(tolerance=-0.5), "`tolerance`"),
+        (lambda: MultiScaleGlobalContrast(impl="fast"), "`impl`"),
+        (lambda: MultiScaleLocalSupCon(pairs="all"), "`pairs`"),
+        (lambda: MultiScaleLocalSupCon(background="off"), "`background`"),
+        (lambda: MultiScaleLocalSupCon(sampling="max"), "`sampling`"),
+        (lambda: MultiScaleLocalSupCon(stride=0), "`stride`"),
+        (lambda: DeepSupervisionDice(smooth=-1.0), "`smooth`"),
+        (lambda: DeepSupervisionDice(cross_entropy=2.0), "`cross_entropy`"),
+    ],
+)
+def test_bad_configuration_is_refused_when_it_is_made(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+# Diagnostics -----------------------------------------------------------------------------------------------------
+
+
+def perfect_and_collapsed():
+    """Features that separate three classes as far as three vectors can be, and features that are all equal."""
+    angle = 2 * math.pi * LABELS / 3
+    perfect = torch.stack([angle.cos(), angle.sin()], 1)
+    return perfect, torch.ones_like(perfect)
+
+
+def test_diagnostics_of_local_features():
+    loss = MultiScaleLocalSupCon(weights=(1.0,))
+    perfect, collapsed = perfect_and_collapsed()
+    done, chance = loss.diagnose([perfect], LABELS), loss.diagnose([collapsed], LABELS)
+    level = done.levels[0]
+    assert level.loss == pytest.approx(loss([perfect], LABELS).item(), rel=1e-5)
+    assert level.valid == {k: int((k == LABELS).sum()) for k in range(3)}
+    per_image = [[int((y == k).sum()) for k in range(3)] for y in LABELS]
+    assert level.positives == pytest.approx(sum(c * (c - 1) for image in per_image for c in image) / LABELS.numel())
+    assert done.progress > 0.95
+    assert "Done" in str(done)
+    assert chance.progress == pytest.approx(0, abs=1e-5)
+    assert chance.levels[0].chance == pytest.approx(chance.levels[0].loss, rel=1e-5)
+    assert "no better than chance" in str(chance)
+    backwards = loss.diagnose([torch.randn(2, 2, 16, 16)], LABELS)
+    assert backwards.levels[0].above_floor > done.levels[0].above_floor
+
+
+def test_diagnostics_of_nothing():
+    loss = MultiScaleLocalSupCon(weights=(1.0,), ignore_index=7)
+    result = loss.diagnose([torch.randn(2, 3, 4, 4)], torch.full((2, 4, 4), 7))
+    assert result.levels[0].valid == {}
+    assert "Nothing to learn from" in result.sentence
+
+
+@pytest.mark.parametrize("formula", ["nt_xent", "decoupled", "mmgl"])
+def test_diagnostics_of_embeddings(formula):
+    loss = MultiScaleGlobalContrast(weights=(1.0,), formula=formula)
+    collapsed = loss.diagnose([torch.ones(8, 4)])
+    assert collapsed.levels[0].valid == {-1: 8}
+    assert collapsed.levels[0].positives == 1
+    assert collapsed.progress == pytest.approx(0, abs=1e-5)
+    apart = loss.diagnose([torch.tensor([[1.0, 0], [-1.0, 0]]).repeat(2, 1)])
+    assert apart.levels[0].loss == pytest.approx(apart.levels[0].floor, abs=1e-5)
+    assert apart.progress > 0.95
+
+
+def test_diagnostics_of_dice():
+    loss = DeepSupervisionDice(weights=(1.0,))
+    sure = 50.0 * F.one_hot(LABELS, 3).movedim(-1, 1).float()
+    result = loss.diagnose([sure], LABELS)
+    assert result.levels[0].classes == pytest.approx({0: 0, 1: 0, 2: 0}, abs=1e-6)
+    assert result.progress > 0.95
+    logits = torch.randn(2, 3, 16, 16)
+    classes = loss.diagnose([logits], LABELS).levels[0].classes
+    assert sum(classes.values()) / 3 == pytest.approx(soft_dice(logits, LABELS).item(), rel=1e-5)
