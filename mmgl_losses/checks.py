@@ -494,3 +494,9 @@ def not_a_replica(module: nn.Module) -> None:
     if getattr(module, "_is_replica", False):
         expected = "a tapped model in one thread"
         raise ValueError(message(expected, "torch.nn.DataParallel", "Use DistributedDataParallel."))
+
+
+def choice(name: str, value: object, options: Collection[object]) -> None:
+    """`value` is one of `options`, which need not be strings."""
+    if value not in options:
+        raise ValueError(message(f"`{name}` to be one of {', '.join(map(repr, options))}", repr(value)))

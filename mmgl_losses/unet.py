@@ -1,7 +1,6 @@
 """The reference network of the paper: a plain U-Net for slices and volumes."""
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +8,6 @@ from torch import Tensor, nn
 
 from mmgl_losses import checks
 
-_DIMS: tuple[Any, ...] = (2, 3)
-_NORMS: tuple[Any, ...] = ("instance", "batch", None)
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -127,8 +124,9 @@ class UNet(nn.Module):
         super().__init__()
         checks.integer("in_channels", in_channels, least=1)
         checks.integer("out_channels", out_channels, least=1)
-        checks.one_of("spatial_dims", spatial_dims, _DIMS)
-        checks.one_of("norm", norm, _NORMS)
+        checks.choice("spatial_dims", spatial_dims, (2, 3))
+        if norm is not None:
+            checks.one_of("norm", norm, ("instance", "batch"))
         channels = checks.channel_plan("channels", channels)
         self.encoder = Encoder(in_channels, channels, spatial_dims, norm)
         self.decoder = Decoder(channels, spatial_dims, norm)
