@@ -230,6 +230,9 @@ def test_a_cached_file_that_does_not_fit_is_never_found(
     assert set(np.unique(fresh())) == {0, 2}
     os.utime(case.image, ns=(0, 0))
     fresh()
+    case.image.write_bytes(case.image.read_bytes() + b"longer")
+    os.utime(case.image, ns=(0, 0))
+    fresh()
     monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
     fresh()
 
