@@ -76,7 +76,7 @@ class Dataset:
 
 MMWHS_NOTE = "MM-WHS 2017 (Zhuang et al., Medical Image Analysis 2019); by registration, not redistributable."
 MMWHS_VALUES = {"LV": 500, "RV": 600, "LA": 420, "RA": 550, "MYO": 205, "AA": 820, "PA": 850}
-MMWHS_FILE = re.compile(r"((ct|mr)_train_10\d\d)_(image|label)\.nii(?:\.gz)?")
+MMWHS_FILE = re.compile(r"((ct|mr)_train_1\d\d\d)_(image|label)\.nii(?:\.gz)?")
 
 # What a dataset.json cannot say about the sets that are known by name.
 KNOWN: Mapping[str, Mapping[str, Any]] = {

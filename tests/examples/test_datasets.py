@@ -74,12 +74,12 @@ def msd(
 
 
 def test_an_mmwhs_tree_at_any_depth(tmp_path: Path) -> None:
-    mmwhs(tmp_path / "MM-WHS 2017 Dataset", "ct_train_1002", "ct_train_1001", "mr_train_1001")
+    mmwhs(tmp_path / "MM-WHS 2017 Dataset", "ct_train_1102", "ct_train_1001", "mr_train_1001")
     save(tmp_path / "ct_test" / "ct_test_2001_image.nii.gz", counting())
     save(tmp_path / "ct_train" / "._ct_train_1003_image.nii.gz", counting())
     data = open_dataset(tmp_path)
-    assert [case.id for case in data.cases] == ["ct_train_1001", "ct_train_1002"]
-    assert data.patients == ("ct_train_1001", "ct_train_1002")
+    assert [case.id for case in data.cases] == ["ct_train_1001", "ct_train_1102"]
+    assert data.patients == ("ct_train_1001", "ct_train_1102")
     described = data.description
     assert dict(zip(described.classes, described.values, strict=True)) == {
         "LV": 500, "RV": 600, "LA": 420, "RA": 550, "MYO": 205, "AA": 820, "PA": 850,
