@@ -88,6 +88,13 @@ def test_a_seed_fixes_every_byte_and_a_patient_whatever_the_number(tmp_path: Pat
         assert not a[3] & 8  # gzip: no name
 
 
+def test_seeds_and_patients_do_not_repeat_one_another() -> None:
+    pairs = ((0, 0), (0, 8), (8, 0), (1, 7), (7, 1))  # all stored in the same orientation
+    labels = [make_volume(index, shape=(16, 16, 16), seed=seed)[1] for index, seed in pairs]
+    for i, one in enumerate(labels):
+        assert all((one != other).any() for other in labels[:i])
+
+
 def test_a_file_is_replaced(tmp_path: Path) -> None:
     (path,) = write_phantom(tmp_path, volumes=1, shape=(16, 16, 16), seed=0)
     before = path.read_bytes()
