@@ -1,6 +1,7 @@
 """One forward pass that leaves no trace: what sizes the heads and finds the stages."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def dry_run(net: nn.Module, example: object) -> Trace:
     """
     kwargs = dict(example) if isinstance(example, Mapping) else {}
     args = () if kwargs else example if isinstance(example, tuple) else (example,)
-    with _uncompiled(net), _random_state(net), torch.no_grad():
+    with _uncompiled(net), _random_state(net), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the network has to say, it says in a pass of the user's own
         try:
             return _run_fake(net, args, kwargs)
         except Exception:  # whatever a network does to fake tensors: the real pass speaks for itself
