@@ -398,6 +398,7 @@ def test_recomputation_in_backward_is_not_a_second_run():
         taps.read()
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 def test_reentrant_checkpointing_is_refused_unless_nothing_is_trained():
     net, x = Checkpointed(True), image()
     tapped = attach_heads(net, x, {"enc.1": GlobalHead})
