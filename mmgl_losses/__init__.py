@@ -11,6 +11,11 @@ from mmgl_losses.heads import SegmentationHead as SegmentationHead
 from mmgl_losses.losses import DeepSupervisionDice as DeepSupervisionDice
 from mmgl_losses.losses import MultiScaleGlobalContrast as MultiScaleGlobalContrast
 from mmgl_losses.losses import MultiScaleLocalSupCon as MultiScaleLocalSupCon
+from mmgl_losses.stages import Stages as Stages
+from mmgl_losses.stages import discover_stages as discover_stages
+from mmgl_losses.taps import FeatureTaps as FeatureTaps
+from mmgl_losses.taps import TappedModel as TappedModel
+from mmgl_losses.taps import attach_heads as attach_heads
 from mmgl_losses.unet import UNet as UNet
 
 __version__ = "0.1.0"
