@@ -156,13 +156,10 @@ def _marks(trace: Trace, image: Tensor) -> list[Mark]:
 
 
 def _is_map(tensor: Tensor, image: Tensor) -> bool:
-    """(B, C, *spatial) as the image, at a whole stride of it along each axis."""
-    if tensor.ndim != image.ndim or tensor.shape[0] != image.shape[0] or 0 in tensor.shape:
+    """(B, C, *spatial) as the image, and no larger."""
+    if tensor.ndim != image.ndim or tensor.shape[0] != image.shape[0]:
         return False
-    return all(
-        part <= whole and (part <= 4 or abs(whole / part / round(whole / part) - 1) < 0.13)  # tiny parts are rounded
-        for whole, part in zip(image.shape[2:], tensor.shape[2:], strict=True)
-    )
+    return all(0 < part <= whole for whole, part in zip(image.shape[2:], tensor.shape[2:], strict=True))
 
 
 def _halved(tensor: Tensor, image: Tensor) -> bool:
@@ -173,10 +170,14 @@ def _halved(tensor: Tensor, image: Tensor) -> bool:
 
 def _channels_last(call: Call, last_axis: dict[tuple[int, ...], bool]) -> bool:
     """The output is (B, *spatial, C): a linear layer made it, or what has the shape of such an output."""
-    if isinstance(call.module, nn.Linear) or type(call.module) in (nn.LayerNorm, nn.RMSNorm):
+    module, shape = call.module, call.output.shape
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):  # some subclasses normalise the second axis
+        own = type(module) in (nn.LayerNorm, nn.RMSNorm)
+        return own or module.normalized_shape[-1] == shape[-1] != shape[1]
+    if isinstance(module, nn.Linear):
         return True
-    layer = next(call.module.children(), None) is None and next(call.module.parameters(recurse=False), None) is not None
-    return not layer and last_axis.get(tuple(call.output.shape), False)
+    layer = next(module.children(), None) is None and next(module.parameters(recurse=False), None) is not None
+    return not layer and last_axis.get(tuple(shape), False)
 
 
 def _heads(trace: Trace, marks: list[Mark], image: Tensor) -> list[Mark]:
