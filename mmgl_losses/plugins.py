@@ -73,10 +73,8 @@ def create(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
     try:
         factory = point.load()
     except Exception as error:
-        origin = point.dist.name if point.dist else "an unknown distribution"
-        raise RuntimeError(
-            checks.message(f"the {kind} {name!r} of {origin} to load from {point.value}", repr(error))
-        ) from error
+        expected = f"the {kind} {name!r} of {_owner(point)} to load from {point.value}"
+        raise RuntimeError(checks.message(expected, repr(error))) from error
     return factory(*arguments, **options)
 
 
@@ -90,16 +88,15 @@ def _register(kind: str, name: str, factory: Callable[..., Any]) -> None:
 
 def _installed(kind: str) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
+    owners = dict.fromkeys(_BUILT_IN[kind], "mmgl-losses")
     for point in entry_points(group=GROUPS[kind]):
-        other = found.get(point.name)
-        if point.name in _BUILT_IN[kind] or other is not None:
-            owners = sorted(
-                {p.dist.name if p.dist else "?" for p in (point, other) if p is not None}
-                | (set() if other is not None else {"mmgl-losses"})
-            )
-            got = f"it from {' and '.join(owners)}"
-            raise ValueError(
-                checks.message(f"one distribution to offer the {kind} {point.name!r}", got, "Uninstall one.")
-            )
-        found[point.name] = point
+        owner = _owner(point)
+        if point.name in owners:
+            expected = f"one distribution to offer the {kind} {point.name!r}"
+            raise ValueError(checks.message(expected, f"it from {owners[point.name]} and {owner}", "Uninstall one."))
+        owners[point.name], found[point.name] = owner, point
     return found
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "an unknown distribution"
