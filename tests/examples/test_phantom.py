@@ -191,6 +191,19 @@ def test_what_a_valve_or_the_septum_joins_touches(patient: tuple[np.ndarray, ...
     assert (label[around(label == VALUES[one])] == VALUES[other]).sum() >= 4
 
 
+def test_a_block_sees_the_same_patient_as_the_whole() -> None:
+    axes = (np.arange(-100.0, 60.0, 5.0), np.arange(-100.0, 70.0, 5.0), np.arange(-60.0, 100.0, 5.0))
+    scanner = Scanner(Patient.draw(np.random.default_rng(4)))
+    _, whole = scanner.look(axes)
+    corners = np.random.default_rng(0).integers(0, 28, size=(80, 3)).tolist()
+    for part in (tuple(slice(i, i + 4) for i in corner) for corner in corners):
+        _, block = scanner.look(tuple(axis[s] for axis, s in zip(axes, part, strict=True)))
+        for name, distance in vars(block).items():
+            expected = vars(whole)[name][part]
+            edge = np.abs(expected) < 4.0  # as far from a surface as paint reaches
+            np.testing.assert_allclose(distance[edge], expected[edge], atol=1e-3, err_msg=name)
+
+
 def test_walls_part_what_no_valve_joins() -> None:
     axes = (np.arange(-60.0, 45.0, 2.5), np.arange(-60.0, 50.0, 2.5), np.arange(-30.0, 80.0, 2.5))
     for seed in range(2):

@@ -59,7 +59,7 @@ def paint_chest(canvas: Canvas, patient: Patient, p: Points, heart: Heart, knots
     )
     spine = ellipsoid((p.x, p.y), (0.0, back), (19.0, 16.0))
     column = ellipsoid((p.x, p.y), (0.0, -20.0), (36.0, 54.0)) + 0.7 * np.maximum(20.0 - p.z, 0.0)
-    gullet = tube(p, GULLET)
+    gullet = tube(p, GULLET, reach=20.0)
     middle = union(column, heart.envelope, heart.aorta - 3.0, spine - 4.0, gullet - 3.0, smooth=8.0)
     lung = cut(np.maximum(inside + 2.0, -abdomen), middle)
     hilum = np.sqrt((np.abs(p.x) - 45.0) ** 2 + (p.y + 40.0) ** 2 + (p.z - 40.0) ** 2)

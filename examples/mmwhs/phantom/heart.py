@@ -8,6 +8,9 @@ from .patient import Patient
 from .shapes import Array, Points, along, curve, cut, ellipsoid, local, tube, union
 from .vessels import APICAL, BASE, FORWARD, OUTWARD, PULMONARY, SEPTAL, TRICUSPID, UPPER, Curve, Vessels, unit
 
+HEART = 40.0
+"""Millimetres from which a part of the heart still shapes the pericardium."""
+
 LONG_AXES = np.stack([SEPTAL, UPPER, APICAL])
 PAPILLARY = (
     curve([(-12, 10, 26, 2), (-14, 11, 38, 4.5), (-15, 12, 52, 5)]),
@@ -57,9 +60,9 @@ def heart(patient: Patient, vessels: Vessels, points: Points) -> Heart:
     myocardium = cut(ventricle, left_ventricle)
 
     # The great arteries; the label of a vessel ends at a plane across it, its blood does not.
-    rising = np.maximum(tube(p, vessels.rise), depth + 0.5)
+    rising = np.maximum(tube(p, vessels.rise, reach=HEART), depth + 0.5)
     ascending = np.maximum(rising, _beyond(p, vessels.rise))
-    aorta = union(rising, tube(p, vessels.arch))
+    aorta = union(rising, tube(p, vessels.arch, reach=20.0))
     branches = (np.maximum(tube(p, path), _beyond(p, path)) for path in vessels.branches)
     artery = union(tube(p, vessels.trunk), *branches, smooth=4.0)
     artery = cut(np.maximum(artery, -along(p, PULMONARY, OUTWARD)), aorta, gap=1.5)
@@ -68,20 +71,20 @@ def heart(patient: Patient, vessels: Vessels, points: Points) -> Heart:
     full = form.right_ventricle
     crescent = ellipsoid(long, (27.0, -3.0, 29.0), (34.0 * full, 37.0 * full, 51.0))
     crescent = np.maximum(crescent, -along(p, TRICUSPID, FORWARD))
-    outflow = np.maximum(tube(p, vessels.outflow), along(p, PULMONARY, OUTWARD))
+    outflow = np.maximum(tube(p, vessels.outflow, reach=HEART), along(p, PULMONARY, OUTWARD))
     right_ventricle = cut(union(crescent, outflow, smooth=8.0), outside, artery)
     right_ventricle = cut(right_ventricle, aorta, gap=2.5)
 
     # The atria: a hall, a passage to the valve, an appendage.
     a = form.left_atrium
     hall = ellipsoid(p, (-2.0, -40.0, 15.0), (31.0 * a, 19.0 * a, 25.0 * a))
-    hall = np.maximum(union(hall, tube(p, vessels.mitral), smooth=8.0), depth + 0.5)
-    left_atrium = union(hall, cut(tube(p, vessels.left_appendage), ventricle, gap=2.5), smooth=4.0)
+    hall = np.maximum(union(hall, tube(p, vessels.mitral, reach=HEART), smooth=8.0), depth + 0.5)
+    left_atrium = union(hall, cut(tube(p, vessels.left_appendage, reach=HEART), ventricle, gap=2.5), smooth=4.0)
     left_atrium = cut(cut(left_atrium, aorta, artery, gap=2.0), left_ventricle, myocardium)
     b = form.right_atrium
     hall = ellipsoid(p, (31.0, 3.0, 0.0), (20.0 * b, 25.0 * b, 30.0 * b))
-    hall = np.maximum(union(hall, tube(p, vessels.tricuspid), smooth=8.0), along(p, TRICUSPID, FORWARD))
-    right_atrium = union(hall, cut(tube(p, vessels.right_appendage), crescent), smooth=4.0)
+    hall = np.maximum(union(hall, tube(p, vessels.tricuspid, reach=HEART), smooth=8.0), along(p, TRICUSPID, FORWARD))
+    right_atrium = union(hall, cut(tube(p, vessels.right_appendage, reach=HEART), crescent), smooth=4.0)
     right_atrium = cut(cut(right_atrium, outside, left_atrium, gap=2.5), aorta, artery, gap=2.0)
     right_atrium = cut(right_atrium, right_ventricle)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Vector = Sequence[float] | NDArray[np.float64]
 
-FAR = 60.0
+FAR = 100.0
 """The distance of whatever is too far from a tube to matter."""
 
 
@@ -59,7 +59,7 @@ def ellipsoid(points: Iterable[Array], centre: Vector, radii: Vector) -> Array:
     return k0 * (k0 - 1.0) / np.sqrt(k1)
 
 
-def curve(nodes: Sequence[Vector], *, steps: int = 4) -> NDArray[np.float64]:
+def curve(nodes: Sequence[Vector], *, steps: int = 3) -> NDArray[np.float64]:
     """A Catmull-Rom curve through `nodes` (n, d), as (steps (n - 1) + 1, d) points; d may hold a radius too."""
     p = np.asarray(nodes, dtype=np.float64)
     p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
