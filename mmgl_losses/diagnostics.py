@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,7 +120,7 @@ def _mean(terms: PairTerms, formula: Formula, mask: Tensor) -> float:
     return formula(PairTerms(*(term[mask] for term in terms))).mean().item()
 
 
-def dice(levels: list[tuple[str, Tensor, float]], labels: Tensor, options: Mapping[str, object]) -> Diagnostics:
+def dice(levels: list[tuple[str, Tensor, float]], labels: Tensor, options: Mapping[str, Any]) -> Diagnostics:
     """Diagnostics of deep supervision from (name, logits, weight) of each level."""
     ignored = options["ignore_index"]
     present, counts = labels[labels != ignored].unique(return_counts=True)

@@ -43,15 +43,12 @@ def mmgl_local(terms: PairTerms) -> Tensor:
     return (terms.negative_lse - terms.positive_lse) / terms.n_positives
 
 
-# An anchor without negatives has no value under these; under the others it has.
-decoupled.needs_negatives = mmgl_local.needs_negatives = True
-supcon.needs_negatives = supcon_in.needs_negatives = mmgl_global.needs_negatives = False
-
 GLOBAL_FORMULAS: dict[str, Formula] = {"nt_xent": supcon, "decoupled": decoupled, "mmgl": mmgl_global}
 LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, "mmgl": mmgl_local}
 
 
-HARMLESS = PairTerms(0.0, 0.0, 0.0, 0.0, 1, 1)
+_WITHOUT_NEGATIVES = frozenset({supcon, supcon_in, mmgl_global})  # these have a value where N(i) is empty
+_HARMLESS = (0.0, 0.0, 0.0, 0.0, 1, 1)  # terms that no formula chokes on
 
 
 def resolve(formula: str | Formula, named: dict[str, Formula]) -> Formula:
@@ -62,10 +59,15 @@ def resolve(formula: str | Formula, named: dict[str, Formula]) -> Formula:
     return named[formula]
 
 
+def needs_negatives(formula: Formula) -> bool:
+    """Whether anchors without negatives do not count: a callable may say so by an attribute of this name."""
+    return getattr(formula, "needs_negatives", formula not in _WITHOUT_NEGATIVES)
+
+
 def valid_anchors(terms: PairTerms, formula: Formula) -> Tensor:
     """Anchors with a positive and, unless the formula says it needs none, a negative."""
     valid = terms.n_positives > 0
-    return valid & (terms.n_negatives > 0) if getattr(formula, "needs_negatives", True) else valid
+    return valid & (terms.n_negatives > 0) if needs_negatives(formula) else valid
 
 
 def mean_loss(terms: PairTerms, formula: Formula) -> Tensor:
@@ -75,7 +77,7 @@ def mean_loss(terms: PairTerms, formula: Formula) -> Tensor:
     there can leak: ``0 * inf`` and ``0 * NaN`` would.
     """
     valid = valid_anchors(terms, formula)
-    losses = formula(PairTerms(*(torch.where(valid, term, fill) for term, fill in zip(terms, HARMLESS, strict=True))))
+    losses = formula(PairTerms(*(torch.where(valid, term, fill) for term, fill in zip(terms, _HARMLESS, strict=True))))
     count = valid.sum(-1)
     means = torch.where(valid, losses, 0.0).sum(-1) / count.clamp(min=1)
     return means.sum() / (count > 0).sum().clamp(min=1)

@@ -1,6 +1,7 @@
 """The three losses as modules: configuration and a weighted sum over levels, nothing else."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def weighted_sum(levels: list[tuple[str, Tensor, float]], loss: Callable[[Tensor
 class _MultiScale(nn.Module):
     """What the three share: weights of levels, and how they meet the levels."""
 
-    def __init__(self, weights: Weights, options: Mapping[str, object]) -> None:
+    def __init__(self, weights: Weights, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.weights = checks.level_weights(weights)
         self.options = dict(options)

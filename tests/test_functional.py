@@ -251,7 +251,7 @@ def test_no_valid_anchor_is_a_zero_with_a_graph(kind, formula, n, impl, one_clas
     assert loss.isfinite()
     assert z.grad.isfinite().all()
     named = formulas.GLOBAL_FORMULAS if kind == "global" else formulas.LOCAL_FORMULAS
-    needs = named[formula].needs_negatives
+    needs = formulas.needs_negatives(named[formula])
     if not one_class or needs or n == 1:
         assert loss == 0
         assert (z.grad == 0).all()
