@@ -11,6 +11,7 @@ from mmgl_losses import checks
 from mmgl_losses.dryrun import Call, Trace, dry_run, tensors
 from mmgl_losses.valley import Mark, find_valley, same_level
 
+_POOLING = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
 _PADDING = (
     nn.modules.padding._ConstantPadNd,
     nn.modules.padding._ReflectionPadNd,
@@ -116,12 +117,6 @@ def discover_stages(net: nn.Module, example: object) -> Stages:
 def _marks(trace: Trace, image: Tensor) -> list[Mark]:
     """The feature maps of the pass in time: outputs of modules, and what goes into convolutions from no module."""
     times = Counter(call.name for call in trace.calls)
-    pooled = {
-        tuple(call.output.shape[2:])
-        for call in trace.calls
-        if isinstance(call.module, nn.modules.pooling._AdaptiveAvgPoolNd | nn.modules.pooling._AdaptiveMaxPoolNd)
-        and isinstance(call.output, Tensor)
-    }
     first = {}  # when the outermost module that was given a tensor began
     for call in sorted(trace.calls, key=lambda call: call.start):
         for tensor in call.inputs:
@@ -144,13 +139,19 @@ def _marks(trace: Trace, image: Tensor) -> list[Mark]:
             usable = usable and not isinstance(call.module, nn.Identity | nn.modules.dropout._DropoutNd)
             marks.append(Mark(call.end, tuple(output.shape[2:]), output.shape[1], call, usable, _weights(call)))
     marks.sort(key=lambda mark: mark.time)
-    sizes: list[tuple[int, ...]] = []
+    return _without_summaries(marks, image)
+
+
+def _without_summaries(marks: list[Mark], image: Tensor) -> list[Mark]:
+    """Leave out what is pooled to a summary: squeeze and excitation, pyramid pooling."""
+    sizes, summaries = {tuple(image.shape[2:])}, set()
     kept = []
-    for mark in marks:  # pooling to a summary (squeeze and excitation, pyramid pooling) is no stage
-        coarsest = min(map(math.prod, sizes), default=math.prod(image.shape[2:]))
-        summary = mark.size in pooled or (math.prod(mark.size) == 1 and coarsest > 4 ** len(mark.size))
-        if mark.size in sizes or not summary:
-            sizes.append(mark.size)
+    for mark in marks:
+        point = math.prod(mark.size) == 1 and min(map(math.prod, sizes)) > 4 ** len(mark.size)
+        if mark.size not in sizes and (point or (mark.call and isinstance(mark.call.module, _POOLING))):
+            summaries.add(mark.size)
+        if mark.size not in summaries:
+            sizes.add(mark.size)
             kept.append(mark)
     return kept
 
@@ -187,17 +188,16 @@ def _heads(trace: Trace, marks: list[Mark], image: Tensor) -> list[Mark]:
     if len(channels) != 1 or not marks:  # features are returned, or nothing that has a place
         return []
     _, up = find_valley(marks)
-    returned = {id(tensor) for tensor in outputs}
     coarsest = min(marks, key=lambda mark: math.prod(mark.size)).size
     bottom = min(mark.time for mark in marks if same_level(mark.size, coarsest))
-    late = [mark for mark in marks if mark.call is not None and mark.time >= bottom]
-    small = [m for m in late if m.call and m.channels in channels and m.weights <= 1]
+    late = [(mark, mark.call) for mark in marks if mark.call is not None and mark.time >= bottom]
+    small = [mark for mark, _ in late if mark.channels in channels and mark.weights <= 1]
+    returned = {id(tensor) for tensor in outputs} if up else set()
+    returned |= {id(mark.call.output) for mark in small if mark.call and mark.weights}
     return [
         mark
-        for mark in late
-        if mark in small
-        or any(head.holds(mark) for head in small)
-        or (up and mark.call is not None and id(mark.call.output) in returned)
+        for mark, call in late
+        if id(call.output) in returned or mark in small or any(head.holds(mark) for head in small)
     ]
 
 

@@ -42,84 +42,93 @@ def _finer(a: Size, b: Size) -> bool:
     return math.prod(a) > 1.4 * math.prod(b)
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Neighbours in time of the same size, and how much they count on a way."""
+
+    marks: list[Mark]
+    weight: int
+
+    @property
+    def end(self) -> Mark:
+        """The last of them."""
+        return self.marks[-1]
+
+
 def find_valley(marks: list[Mark]) -> tuple[list[Mark], list[Mark]]:
     """The marks of the stages on the way down (the bottom included) and on the way up.
 
-    The way is the longest that goes strictly down and then strictly up. Modules are closed from the outside in, which
-    hides what is inside, wherever the way stays as long and keeps as many sizes with more than a single layer. For
-    each size, the last usable closed module is taken.
+    The way goes strictly down and then strictly up, through as many sizes as there are; a size with a module of
+    several layers counts for more than one with a single layer, which may be a side path. Modules are closed from the
+    outside in, which hides what is inside, wherever the way loses nothing. For each size, the last usable closed
+    module is taken.
+
+    Args:
+        marks: in the order of time.
     """
-    visible = marks
-    score = _score(visible)
-    opened: list[Mark] = []
+    visible, opened = marks, []
+    weight, *way = _way(visible)
     for mark in sorted(marks, key=lambda mark: mark.call.start if mark.call else mark.time):
         inner = [other for other in visible if mark.holds(other)] if mark in visible else []
         if not inner:
             continue
         outside = [other for other in visible if not mark.holds(other)]
-        after = _score(outside)
-        if not mark.joins(inner[-1]) and after[0] >= score[0] and after[1] >= score[1]:
-            visible, score = outside, after
+        other_weight, *other = _way(outside)
+        as_long = sum(map(len, other)) >= sum(map(len, way))
+        if as_long and other_weight >= weight and not mark.joins(inner[-1]):
+            visible, weight, way = outside, other_weight, other
         else:
             opened.append(mark)
-    stages = []
-    for part in _way(_runs(visible)):
-        found = []
-        for run in part:
-            usable = [mark for mark in run if mark.usable and mark not in opened]
-            found += usable[-1:]
-        stages.append(found)
-    return stages[0], stages[1]
+    usable = [[[mark for mark in run.marks if mark.usable and mark not in opened] for run in part] for part in way]
+    down, up = [[candidates[-1] for candidates in part if candidates] for part in usable]
+    return down, up
 
 
-def _runs(marks: list[Mark]) -> list[list[Mark]]:
-    """Neighbours in time of the same size."""
-    runs: list[list[Mark]] = []
-    for mark in marks:
-        if runs and same_level(runs[-1][-1].size, mark.size):
-            runs[-1].append(mark)
-        else:
-            runs.append([mark])
-    return runs
-
-
-def _score(marks: list[Mark]) -> tuple[int, int]:
-    """How long the way is, and how many sizes on it have a module of two layers that makes no other size."""
+def _way(marks: list[Mark]) -> tuple[int, list[Run], list[Run]]:
+    """The heaviest way through the runs, and its weight; of several, the latest."""
     runs = _runs(marks)
-    down, up = _way(runs)
-    before = dict(zip(map(id, runs), [-math.inf, *(run[-1].time for run in runs)], strict=False))
-    solid = [
-        any(mark.weights > 1 and mark.call is not None and mark.call.start > before[id(run)] for mark in run)
-        for run in (*down, *up)
-    ]
-    return len(solid), sum(solid)
+    if not runs:
+        return 0, [], []
+    down, up = _descend(runs), _descend(runs[::-1])
+
+    def weight(run: Run) -> int:
+        return down[run][0] + up[run][0] - run.weight
+
+    bottom = max(runs, key=lambda run: (weight(run), run.end.time))
+    before, after = _follow(down, bottom), _follow(up, bottom)
+    return weight(bottom), [*reversed(before), bottom], after
 
 
-def _way(runs: list[list[Mark]]) -> tuple[list[list[Mark]], list[list[Mark]]]:
-    """The longest way strictly down, then strictly up, through the runs; of several, the latest."""
-    sizes = [run[-1].size for run in runs]
-    n = len(runs)
-    down, up = [1] * n, [1] * n
-    for i in range(n):
-        down[i] += max((down[j] for j in range(i) if _finer(sizes[j], sizes[i])), default=0)
-    for i in reversed(range(n)):
-        up[i] += max((up[j] for j in range(i + 1, n) if _finer(sizes[j], sizes[i])), default=0)
-    if not n:
-        return [], []
-    bottom = max(range(n), key=lambda i: (down[i] + up[i], i))
-    way_down = [bottom]
-    while down[way_down[-1]] > 1:
-        i = way_down[-1]
-        way_down.append(max(j for j in range(i) if _finer(sizes[j], sizes[i]) and down[j] == down[i] - 1))
-    rising = [0] * n  # the longest way up from the bottom that ends here
-    rising[bottom] = 1
-    for i in range(bottom + 1, n):
-        rising[i] = max(
-            (rising[j] + 1 for j in range(bottom, i) if rising[j] and _finer(sizes[i], sizes[j])), default=0
-        )
-    way_up, i = [], n
-    for length in range(max(rising), 1, -1):
-        above = sizes[i] if i < n else None
-        i = max(j for j in range(i) if rising[j] == length and (above is None or _finer(above, sizes[j])))
-        way_up.append(i)
-    return [runs[i] for i in reversed(way_down)], [runs[i] for i in reversed(way_up)]
+def _runs(marks: list[Mark]) -> list[Run]:
+    grouped: list[list[Mark]] = []
+    for mark in marks:
+        if grouped and same_level(grouped[-1][-1].size, mark.size):
+            grouped[-1].append(mark)
+        else:
+            grouped.append([mark])
+    starts = [-math.inf, *(group[-1].time for group in grouped)]
+    return [Run(group, _weight(group, start)) for group, start in zip(grouped, starts, strict=False)]
+
+
+def _weight(marks: list[Mark], start: float) -> int:
+    """Three with a module of several layers that makes this size only, else one."""
+    solid = any(mark.weights > 1 and mark.call is not None and mark.call.start > start for mark in marks)
+    return 3 if solid else 1
+
+
+def _descend(runs: list[Run]) -> dict[Run, tuple[int, Run | None]]:
+    """For each run, the heaviest way that comes down to it, and the run before it on that way."""
+    ways: dict[Run, tuple[int, Run | None]] = {}
+    for run in runs:
+        finer = [other for other in ways if _finer(other.end.size, run.end.size)]
+        best = max(finer, key=lambda other: (ways[other][0], other.end.time), default=None)
+        ways[run] = (run.weight + (ways[best][0] if best else 0), best)
+    return ways
+
+
+def _follow(ways: dict[Run, tuple[int, Run | None]], run: Run) -> list[Run]:
+    path = []
+    while (following := ways[run][1]) is not None:
+        path.append(following)
+        run = following
+    return path

@@ -172,6 +172,40 @@ def test_summaries_and_padding_are_no_sizes():
     assert stages.decoder == ("mix",)
 
 
+def test_a_side_path_to_a_coarser_size_is_no_stage():
+    class Reduced(nn.Module):
+        """Attention whose keys and values come from a coarser map, as in SegFormer (but in its last stage)."""
+
+        def __init__(self, channels):
+            super().__init__()
+            self.norm, self.reduce = nn.LayerNorm(channels), conv(channels, channels, 2)
+            self.query, self.mix = nn.Linear(channels, channels), conv(channels, channels)
+
+        def forward(self, x):
+            keys = self.reduce(x).flatten(2)
+            query = self.query(self.norm(x.flatten(2).transpose(1, 2)))
+            return self.mix(x + ((query @ keys).softmax(2) @ keys.transpose(1, 2)).transpose(1, 2).view_as(x))
+
+    class Pyramid(Stack):
+        def forward(self, x):
+            a = self.stage1(x)
+            b = self.stage2(a)
+            c = self.stage3(b)
+            pooled = F.interpolate(self.pool(c), size=a.shape[2:])  # to a size that is a stage of its own
+            return self.out(self.fuse(torch.cat([a, F.interpolate(self.narrow(c), size=a.shape[2:]), pooled], 1)))
+
+    def stage(channels, out):
+        return nn.Sequential(conv(channels, out, 2), Reduced(out))
+
+    net = Pyramid(
+        stage1=stage(1, 4), stage2=stage(4, 8), stage3=block(8, 8, 2), pool=nn.AdaptiveAvgPool2d(4),
+        narrow=conv(8, 4, kernel=1), fuse=conv(16, 8), out=conv(8, 2),
+    )  # fmt: skip
+    stages = discover_stages(net, image())
+    assert stages.encoder == ("stage1", "stage2", "stage3")
+    assert stages.decoder == ("fuse",)
+
+
 def test_what_cannot_be_tapped_is_not_offered():
     class Awkward(nn.Module):
         def __init__(self):

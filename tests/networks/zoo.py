@@ -179,7 +179,7 @@ ZOO = {
     ),
     "MONAI SwinUNETR": Entry(
         monai("SwinUNETR", 1, 3, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), spatial_dims=2),
-        ("swinViT.patch_embed", "swinViT.layers1.0", "swinViT.layers2.0", "swinViT.layers3.0", "encoder10"),
+        ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10"),
         ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1"),
         ("out",),
         (64, 64),
