@@ -1,0 +1,218 @@
+"""What the host does for the kernels: operands, tiles, the choice of path, and the order of launches.
+
+Nothing here waits for the device: where the range of the logits is known on the device alone, both paths are
+launched, and the one that is not meant leaves at once.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from mmgl_losses.contrast.fused import backward as gradients
+from mmgl_losses.contrast.fused import forward as sums
+from mmgl_losses.contrast.pairs import Pairs
+
+LOG2_E = 1 / math.log(2)
+VECTOR = 1024  # elements of a program that works on vectors
+PROGRAMS = 256  # programs that fill a large device; fewer are cut along the other side too
+
+
+class Tile(NamedTuple):
+    """How a kernel cuts its work: `x` rows against `y` columns, powers of two of at least 16."""
+
+    x: int
+    y: int
+    warps: int
+    stages: int
+
+
+def tile(kernel: str, dtype: torch.dtype, width: int) -> Tile:
+    """The tile of the kernel "credit" (a square), "rows" or "weigh", for operands of a type and a padded width."""
+    if dtype == torch.float32:
+        if width > 128:
+            return Tile(32, 32, 4, 1)
+        return Tile(64, 32, 4, 1) if kernel == "weigh" else Tile(64, 64, 4, 1 if width > 64 else 2)
+    if width > 128:
+        return Tile(64, 64, 8 if kernel == "weigh" else 4, 2)
+    if kernel == "weigh":
+        return Tile(128, 64, 8, 3 if width <= 64 else 2)
+    return Tile(128, 128, 8, 3 if width <= 64 else 2)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tensor cores multiply: float32 as three products of tf32, which keeps float32's accuracy."""
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def padded_width(width: int) -> int:
+    """The least power of two that holds a feature and that a product can run over."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def pack(x: Tensor, scale: float, dtype: torch.dtype, tile: Tile) -> Tensor:
+    """(G, N, D) times `scale`, rounded once to `dtype`, with zeros up to whole tiles and a power of two."""
+    groups, n, width = x.shape
+    rows = triton.cdiv(n, max(tile.x, tile.y)) * max(tile.x, tile.y)
+    packed = x.new_zeros((groups, rows, padded_width(width)), dtype=dtype)
+    torch.mul(x.detach(), scale, out=packed[:, :n, :width])
+    return packed
+
+
+def operands(pairs: Pairs, dtype: torch.dtype, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Both sides of the products, which are logits in units of log 2; one tensor where the anchors are the keys."""
+    if pairs.keys is None:
+        x = pack(pairs.anchors, LOG2_E**0.5, dtype, tile)
+        return x, x
+    return pack(pairs.anchors, LOG2_E, dtype, tile), pack(pairs.keys, 1.0, dtype, tile)
+
+
+class Path(NamedTuple):
+    """The exponentials' common shift, and whether to launch what uses it, what uses maxima instead, or both."""
+
+    shift: Tensor  # 0-d float32, over log 2; NaN where no constant fits
+    shifted: tuple[bool, ...]
+    weights: dict[bool, Tensor]  # of the keys: w with a shift, log2 w with maxima
+
+
+def path(pairs: Pairs, dtype: torch.dtype) -> Path:
+    """Choose the shift c with which every exp(s - c) and every sum of them is a normal number.
+
+    Normal for all pairs: c <= -log(tiny) - limit; no overflow of a sum: c >= limit + log(M) - log(max).
+    """
+    device, log_weights = pairs.anchors.device, pairs.log_weights
+    if log_weights is None:
+        weights = dict.fromkeys((True, False), pairs.anchors)  # not read
+    else:
+        weights = {True: log_weights.exp(), False: log_weights * LOG2_E}
+    if pairs.limit is None:
+        return Path(torch.full((), math.nan, device=device), (False,), weights)
+    info, keys = torch.finfo(torch.float32), pairs.lo if pairs.keys is None else pairs.keys
+    slack = 0.1 - math.log(info.max) + math.log(max(keys.shape[1], 1))
+    rounding = 1 + 2 * torch.finfo(dtype).eps
+    if log_weights is None and pairs.limit.device.type == "cpu":
+        reach = pairs.limit.item() * rounding
+        shift = max(0.0, reach + slack)
+        fits = shift <= -math.log(info.tiny) - reach
+        return Path(torch.full((), shift * LOG2_E if fits else math.nan, device=device), (fits,), weights)
+    reach = pairs.limit.to(device, torch.float32, non_blocking=True) * rounding
+    if log_weights is not None:
+        reach = reach + log_weights.abs().max()
+    shift = (reach + slack).clamp(min=0.0)
+    fits = shift <= -math.log(info.tiny) - reach
+    return Path(torch.where(fits, shift * LOG2_E, math.nan), (True, False), weights)
+
+
+def shares(programs: int, most: int) -> int:
+    """Into how many parts to cut the other side, so that there are enough programs."""
+    return max(1, min(PROGRAMS // max(programs, 1), most))
+
+
+def forward(pairs: Pairs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over positives and over negatives, each (G, N) float32; -inf where there are none."""
+    (groups, n), m = pairs.lo.shape, (pairs.anchors if pairs.keys is None else pairs.keys).shape[1]
+    results = [torch.full(pairs.lo.shape, -torch.inf, device=pairs.lo.device) for _ in range(2)]
+    if not groups * n * m:
+        return results[0], results[1]
+    way = path(pairs, dtype)
+    credited = pairs.keys is None and way.shifted[0] and not torch.are_deterministic_algorithms_enabled()
+    by_rows = way.shifted[credited:]
+    if by_rows:
+        results = rows(pairs, dtype, way, by_rows)
+    if credited:
+        totals = credit(pairs, dtype, way)
+        grid = (triton.cdiv(groups * n, VECTOR),)
+        sums.finish[grid](totals, way.shift, *results, groups * n, BLOCK=VECTOR)
+    return results[0], results[1]
+
+
+def credit(pairs: Pairs, dtype: torch.dtype, way: Path) -> Tensor:
+    """Sums of exponentials (2, G, N), each pair of tiles formed once."""
+    (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
+    cut = tile("credit", dtype, width)
+    z, _ = operands(pairs, dtype, cut)
+    tiles = triton.cdiv(n, cut.x)
+    chunks = shares(groups * tiles, tiles // 2)
+    totals = pairs.lo.new_zeros((2, groups, n), dtype=torch.float32)
+    sums.credit[(groups * tiles * chunks,)](
+        z, pairs.lo, pairs.hi, pairs.count, way.weights[True], way.shift, totals, n, z.shape[1], tiles, chunks,
+        BLOCK=cut.x, D=width, SYMMETRIC=pairs.symmetric, WEIGHTED=pairs.log_weights is not None,
+        PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
+    )  # fmt: skip
+    return totals
+
+
+def rows(pairs: Pairs, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...]) -> list[Tensor]:
+    """Log-sum-exps (G, N) over positives and over negatives, every pair formed on its own."""
+    (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
+    cut = tile("rows", dtype, width)
+    x, y = operands(pairs, dtype, cut)
+    m = n if pairs.keys is None else pairs.keys.shape[1]
+    tiles = triton.cdiv(n, cut.x)
+    chunks = shares(groups * tiles, triton.cdiv(m, cut.y))
+    parts = [pairs.lo.new_empty((chunks, groups, n), dtype=torch.float32) for _ in range(2)]
+    for constant in shifted:
+        sums.rows[(groups * tiles * chunks,)](
+            x, y, pairs.lo, pairs.hi, own_keys(pairs), pairs.count, way.weights[constant], way.shift, *parts,
+            n, m, x.shape[1], y.shape[1], tiles, chunks,
+            BLOCK_X=cut.x, BLOCK_Y=cut.y, D=width, SELF=self_kind(pairs), WEIGHTED=pairs.log_weights is not None,
+            SHIFTED=constant, PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
+        )  # fmt: skip
+    return [part.logsumexp(0) if chunks > 1 else part[0] for part in parts]
+
+
+def self_kind(pairs: Pairs) -> str:
+    """Which key is an anchor itself: "same" row, "given" as an index, or "none"."""
+    return "same" if pairs.keys is None else "none" if pairs.itself is None else "given"
+
+
+def own_keys(pairs: Pairs) -> Tensor:
+    """What stands for `itself`, which kernels read only where it is given."""
+    return pairs.lo if pairs.itself is None else pairs.itself
+
+
+def backward(
+    pairs: Pairs,
+    dtype: torch.dtype,
+    results: tuple[Tensor, Tensor],
+    upstream: tuple[Tensor, Tensor],
+    needed: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the anchors and of the keys, float32, each where it is `needed`."""
+    (groups, n), m = pairs.lo.shape, (pairs.anchors if pairs.keys is None else pairs.keys).shape[1]
+    if not groups * n * m:
+        return torch.zeros_like(pairs.anchors), None if pairs.keys is None else torch.zeros_like(pairs.keys)
+    way, gain = path(pairs, dtype), 2.0**14 if dtype == torch.float16 else 1.0
+    p, q = (x.float().contiguous() for x in upstream)
+    largest = torch.maximum(torch.linalg.vector_norm(p, torch.inf), torch.linalg.vector_norm(q, torch.inf))
+    width = padded_width(pairs.anchors.shape[2])
+    cut = tile("weigh", dtype, width)
+    x, y = operands(pairs, dtype, cut)
+    # Of each gradient: x and y, whether x are anchors (W) and keys (its transpose), rows of x and of y, y's scale.
+    sides = [(x, y, True, True, n, n, LOG2_E**0.5)]
+    if pairs.keys is not None:
+        sides = [(x, y, True, False, n, m, 1.0), (y, x, False, True, m, n, LOG2_E)]
+    factors = {shifted: pairs.lo.new_empty((2, 2, groups, n), dtype=torch.float32) for shifted in way.shifted}
+    for shifted, (factor, log) in factors.items():
+        gradients.factors[(triton.cdiv(groups * n, VECTOR),)](
+            p, q, *results, way.shift, largest, factor, log, groups * n, BLOCK=VECTOR, GAIN=gain, SHIFTED=shifted
+        )
+    grads: list[Tensor | None] = [None, None]
+    for i, (a, b, anchors, keys, size, other, scale) in enumerate(sides):
+        if not needed[i]:
+            continue
+        tiles = triton.cdiv(size, cut.x)
+        chunks = shares(groups * tiles, triton.cdiv(other, cut.y))
+        parts = a.new_empty((chunks, groups, size, pairs.anchors.shape[2]), dtype=torch.float32)
+        for shifted, (factor, log) in factors.items():
+            gradients.weigh[(groups * tiles * chunks,)](
+                a, b, pairs.lo, pairs.hi, own_keys(pairs), factor, log, pairs.count, way.weights[shifted], way.shift,
+                largest, parts, n, m, a.shape[1], b.shape[1], tiles, chunks, parts.shape[3], 1 / (scale * gain),
+                BLOCK_X=cut.x, BLOCK_Y=cut.y, D=width, ROWS=anchors, COLUMNS=keys, SELF=self_kind(pairs),
+                SYMMETRIC=pairs.symmetric, WEIGHTED=pairs.log_weights is not None, SHIFTED=shifted,
+                PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
+            )  # fmt: skip
+        grads[i] = parts.sum(0) if chunks > 1 else parts[0]
+    return grads[0], grads[1]
