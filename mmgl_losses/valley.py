@@ -61,7 +61,7 @@ def find_valley(marks: list[Mark]) -> tuple[list[Mark], list[Mark]]:
     The way goes strictly down and then strictly up, through as many sizes as there are; a size with a module of
     several layers counts for more than one with a single layer, which may be a side path. Modules are closed from the
     outside in, which hides what is inside, wherever the way loses nothing. For each size, the last usable closed
-    module is taken.
+    module is taken, on the way down the last of several layers if there is one.
 
     Args:
         marks: in the order of time.
@@ -79,9 +79,10 @@ def find_valley(marks: list[Mark]) -> tuple[list[Mark], list[Mark]]:
             visible, weight, way = outside, other_weight, other
         else:
             opened.append(mark)
-    usable = [[[mark for mark in run.marks if mark.usable and mark not in opened] for run in part] for part in way]
-    down, up = [[candidates[-1] for candidates in part if candidates] for part in usable]
-    return down, up
+    down, up = [[[m for m in run.marks if m.usable and m not in opened] for run in part] for part in way]
+    # On the way down a lateral layer may follow a stage; on the way up the last layer joins what came before.
+    solid = [[mark for mark in run if mark.weights > 1] or run for run in down]
+    return [run[-1] for run in solid if run], [run[-1] for run in up if run]
 
 
 def _way(marks: list[Mark]) -> tuple[int, list[Run], list[Run]]:
