@@ -1,0 +1,52 @@
+"""Every check of what a user passes in, and so every message a user can get.
+
+A message says what was expected, what was given and, where it is not obvious, what to do.
+A wrong type is a ``TypeError``, a wrong value a ``ValueError``.
+"""
+
+from mmgl_losses.checks.primitive import IMPLEMENTATIONS as IMPLEMENTATIONS
+from mmgl_losses.checks.primitive import contrast as contrast
+from mmgl_losses.checks.primitive import fused as fused
+from mmgl_losses.checks.primitive import implementation as implementation
+from mmgl_losses.checks.primitive import kernels_run as kernels_run
+from mmgl_losses.checks.primitive import precision as precision
+from mmgl_losses.checks.primitive import temperature as temperature
+from mmgl_losses.checks.taps import attached as attached
+from mmgl_losses.checks.taps import feature as feature
+from mmgl_losses.checks.taps import has_channels as has_channels
+from mmgl_losses.checks.taps import head as head
+from mmgl_losses.checks.taps import heads as heads
+from mmgl_losses.checks.taps import network as network
+from mmgl_losses.checks.taps import not_a_replica as not_a_replica
+from mmgl_losses.checks.taps import not_compiled as not_compiled
+from mmgl_losses.checks.taps import ran_once as ran_once
+from mmgl_losses.checks.taps import reaches as reaches
+from mmgl_losses.checks.taps import row_norm as row_norm
+from mmgl_losses.checks.taps import selectable as selectable
+from mmgl_losses.checks.taps import untouched as untouched
+from mmgl_losses.checks.taps import walkable as walkable
+from mmgl_losses.checks.tensors import augmentations as augmentations
+from mmgl_losses.checks.tensors import channels as channels
+from mmgl_losses.checks.tensors import class_labels as class_labels
+from mmgl_losses.checks.tensors import embeddings as embeddings
+from mmgl_losses.checks.tensors import feature_map as feature_map
+from mmgl_losses.checks.tensors import floating as floating
+from mmgl_losses.checks.tensors import image as image
+from mmgl_losses.checks.tensors import integral as integral
+from mmgl_losses.checks.tensors import label_map as label_map
+from mmgl_losses.checks.tensors import of_shape as of_shape
+from mmgl_losses.checks.tensors import same_device as same_device
+from mmgl_losses.checks.tensors import shape as shape
+from mmgl_losses.checks.tensors import tensor as tensor
+from mmgl_losses.checks.values import channel_plan as channel_plan
+from mmgl_losses.checks.values import choice as choice
+from mmgl_losses.checks.values import flag as flag
+from mmgl_losses.checks.values import integer as integer
+from mmgl_losses.checks.values import known_names as known_names
+from mmgl_losses.checks.values import message as message
+from mmgl_losses.checks.values import number as number
+from mmgl_losses.checks.values import one_of as one_of
+from mmgl_losses.checks.weights import Levels as Levels
+from mmgl_losses.checks.weights import coarse_to_fine as coarse_to_fine
+from mmgl_losses.checks.weights import level_weights as level_weights
+from mmgl_losses.checks.weights import levels as levels

@@ -1,0 +1,112 @@
+"""Checks of the arguments of the primitive."""
+
+import torch
+from torch import Tensor
+
+from mmgl_losses.checks.tensors import floating, of_shape, same_device, shape, tensor
+from mmgl_losses.checks.values import message, number, one_of
+
+IMPLEMENTATIONS = ("auto", "reference", "tiled", "fused")
+
+
+def implementation(value: object) -> None:
+    """`impl` is a known implementation of the primitive."""
+    one_of("impl", value, IMPLEMENTATIONS)
+
+
+def temperature(value: object) -> None:
+    """A positive, finite float, or a 0-d floating-point tensor (which may be trained)."""
+    if isinstance(value, Tensor):
+        if value.ndim or not value.is_floating_point():
+            got = f"a tensor of shape {shape(value)} and type {value.dtype}"
+            raise ValueError(message("`temperature` to be a float or a 0-d floating-point tensor", got))
+        return  # its value stays on its device; reading it would wait for the device
+    number("temperature", value, above=0.0)
+
+
+def contrast(
+    anchors: object,
+    ids: object,
+    *,
+    keys: object = None,
+    key_ids: object = None,
+    self_index: object = None,
+    anchor_mask: object = None,
+    key_mask: object = None,
+    key_log_weights: object = None,
+    tolerance: object = None,
+    bound: object = None,
+) -> None:
+    """The arguments of the primitive: types, shapes that fit one another, one device."""
+    checked = floating("anchors", anchors)
+    if checked.ndim < 2:
+        raise ValueError(message("`anchors` of shape (*groups, N, D)", shape(checked)))
+    groups, n = checked.shape[:-2], checked.shape[-2]
+    m = n
+    if keys is not None:
+        others = floating("keys", keys)
+        wanted = (*groups, "M", checked.shape[-1])
+        if others.ndim != checked.ndim or others.shape[:-2] != groups or others.shape[-1] != checked.shape[-1]:
+            expected = f"`keys` of shape ({', '.join(map(str, wanted))}) for `anchors` of shape {shape(checked)}"
+            raise ValueError(message(expected, shape(others)))
+        m = others.shape[-2]
+    given = "is needed with" if keys is not None and key_ids is None else "goes with"
+    if (keys is None) != (key_ids is None) or (keys is None and self_index is not None):
+        name = "self_index" if self_index is not None and key_ids is None else "key_ids"
+        got = "`keys` alone" if given == "is needed with" else f"`{name}` alone"
+        raise ValueError(message(f"`{name}` and `keys` together, as `{name}` {given} `keys`", got))
+    for name, value, length, kinds in (
+        ("ids", ids, n, "real"),
+        ("key_ids", key_ids, m, "real"),
+        ("self_index", self_index, n, "int64"),
+        ("anchor_mask", anchor_mask, n, "bool"),
+        ("key_mask", key_mask, m, "bool"),
+        ("key_log_weights", key_log_weights, m, "floating-point"),
+    ):
+        if value is None and name != "ids":
+            continue
+        entry = tensor(name, value)
+        of_shape(name, entry, (*groups, length))
+        same_device(name, entry, "anchors", checked)
+        fits = {
+            "real": not entry.is_complex(),
+            "int64": entry.dtype == torch.int64,
+            "bool": entry.dtype == torch.bool,
+            "floating-point": entry.is_floating_point(),
+        }
+        if not fits[kinds]:
+            raise TypeError(message(f"`{name}` to be of a {kinds} type", entry.dtype))
+    if isinstance(key_log_weights, Tensor) and key_log_weights.requires_grad:
+        cure = "They are constants; call `.detach()`."
+        raise ValueError(message("`key_log_weights` that need no gradient", "requires_grad=True", cure))
+    if tolerance is not None:
+        number("tolerance", tolerance, least=0.0)
+    if bound is not None:
+        number("bound", bound, least=0.0)
+
+
+def fused(anchors: Tensor, installed: bool, widest: int) -> None:
+    """A problem for the fused implementation, and Triton to run it."""
+    cure = "Use impl='tiled', or impl='auto'."
+    if not installed:
+        cure = "`pip install triton` (it comes with torch for CUDA), or use impl='auto'."
+        raise ValueError(message("Triton to be installed for impl='fused'", "none", cure))
+    if anchors.dtype == torch.float64:
+        raise ValueError(message("features in float32 or half precision for impl='fused'", anchors.dtype, cure))
+    if anchors.shape[-1] > widest:
+        expected = f"features of at most {widest} numbers for impl='fused'"
+        raise ValueError(message(expected, anchors.shape[-1], cure))
+
+
+def kernels_run(anchors: Tensor, interpreted: bool) -> None:
+    """Tensors that are not on a GPU are for Triton's interpreter alone."""
+    if not interpreted:
+        expected = "tensors on a CUDA device for impl='fused'"
+        raise ValueError(message(expected, f"them on {anchors.device}", "Use impl='tiled', or impl='auto'."))
+
+
+def precision(value: object) -> None:
+    """A type in which the fused implementation multiplies, or None."""
+    options = (torch.float32, torch.bfloat16, torch.float16)
+    if value is not None and value not in options:
+        raise ValueError(message(f"`precision` to be one of None, {', '.join(map(str, options))}", repr(value)))

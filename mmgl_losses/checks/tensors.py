@@ -1,0 +1,161 @@
+"""Checks of tensors: type, shape, device, and whether they fit one another."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmgl_losses.checks.values import message
+
+
+def shape(tensor: Tensor) -> str:
+    """The shape of a tensor as users write it: ``(4, 160, 160)``."""
+    return str(tuple(tensor.shape))
+
+
+def tensor(name: str, value: object) -> Tensor:
+    """`value` is a dense tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(message(f"`{name}` to be a tensor", type(value).__name__))
+    if value.layout != torch.strided:
+        raise TypeError(message(f"`{name}` to be a dense tensor", value.layout, "Call `.to_dense()` first."))
+    return value
+
+
+def floating(name: str, value: object) -> Tensor:
+    """`value` is a floating-point tensor."""
+    checked = tensor(name, value)
+    if not checked.is_floating_point():
+        raise TypeError(message(f"`{name}` to be a floating-point tensor", f"type {checked.dtype}"))
+    return checked
+
+
+def integral(name: str, value: object, cure: str = "") -> Tensor:
+    """`value` is a tensor of whole numbers (bool is not)."""
+    checked = tensor(name, value)
+    if checked.is_floating_point() or checked.is_complex() or checked.dtype == torch.bool:
+        raise TypeError(message(f"`{name}` to be an integer tensor", f"type {checked.dtype}", cure))
+    return checked
+
+
+def same_device(name: str, value: Tensor, other: str, reference: Tensor) -> None:
+    """Two tensors are on one device."""
+    if value.device != reference.device:
+        got = f"`{name}` on {value.device}"
+        raise ValueError(message(f"`{name}` on the device of `{other}` ({reference.device})", got))
+
+
+def of_shape(name: str, value: Tensor, wanted: Sequence[int], cure: str = "") -> None:
+    """`value` has exactly the shape `wanted`."""
+    if tuple(value.shape) != tuple(wanted):
+        raise ValueError(message(f"`{name}` of shape {tuple(wanted)}", shape(value), cure))
+
+
+def feature_map(name: str, value: object) -> Tensor:
+    """A floating-point tensor (B, C, *spatial) with at least one spatial dimension."""
+    checked = floating(name, value)
+    if checked.ndim < 3:
+        raise ValueError(message(f"`{name}` of shape (B, C, *spatial)", shape(checked)))
+    return checked
+
+
+def label_map(labels: object, features: Tensor, name: str = "features") -> Tensor:
+    """Integer labels (B, *spatial) for features (B, C, *spatial_of_a_level)."""
+    cure = "Labels are class indices; convert them with `.long()`."
+    checked = integral("labels", labels, cure)
+    batch, dims = features.shape[0], features.ndim - 2
+    if checked.ndim != dims + 1 or checked.shape[0] != batch:
+        squeezed = checked.ndim == dims + 2 and checked.shape[1] == 1
+        cure = "Remove the channel axis with `labels.squeeze(1)`." if squeezed else ""
+        spatial = "".join(f", {'HWD'[i] if dims <= 3 else f'S{i}'}" for i in range(dims))
+        expected = f"`labels` of shape ({batch}{spatial}) for `{name}` of shape {shape(features)}"
+        raise ValueError(message(expected, shape(checked), cure))
+    same_device("labels", checked, name, features)
+    return checked
+
+
+def class_labels(labels: Tensor, classes: int, ignore_index: int | None) -> None:
+    """Every label is a class or `ignore_index`; the values are read on the CPU only, where that costs no wait."""
+    if classes < 2:
+        cure = "For one foreground structure use two channels, background and foreground."
+        raise ValueError(message("logits of at least 2 channels", classes, cure))
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
+        return
+    wrong = (labels < 0) | (labels >= classes)
+    if ignore_index is not None:
+        wrong &= labels != ignore_index
+    if wrong.any():
+        values = labels[wrong].unique()[:5].tolist()
+        cure = "Pass `ignore_index` for a label that is to be left out." if ignore_index is None else ""
+        raise ValueError(message(f"`labels` in 0 ... {classes - 1}", values, cure))
+
+
+def embeddings(value: object, instances: object, keys: object, key_instances: object, name: str = "embeddings") -> None:
+    """Embeddings (A·B, D) with their instances, and keys (K, D) with theirs."""
+    checked = floating(name, value)
+    if checked.ndim != 2:
+        cure = "Pool the spatial axes first, as `GlobalHead` does." if checked.ndim > 2 else ""
+        raise ValueError(message(f"`{name}` of shape (A*B, D)", shape(checked), cure))
+    if instances is None and keys is not None:
+        raise ValueError(message("`instances` beside `keys`", "None", "Say which rows and which keys are one image."))
+    if instances is None and checked.shape[0] % 2:
+        cure = "Stack two augmentations, `torch.cat([first, second])`, or give `instances`."
+        raise ValueError(message(f"an even number of rows in `{name}`", checked.shape[0], cure))
+    if instances is not None:
+        of_shape("instances", tensor("instances", instances), checked.shape[:1])
+    if (keys is None) != (key_instances is None):
+        given = "keys" if keys is not None else "key_instances"
+        raise ValueError(message("`keys` and `key_instances` together", f"`{given}` alone"))
+    if keys is not None:
+        others = floating("keys", keys)
+        if others.ndim != 2 or others.shape[1] != checked.shape[1]:
+            raise ValueError(message(f"`keys` of shape (K, {checked.shape[1]})", shape(others)))
+        of_shape("key_instances", tensor("key_instances", key_instances), others.shape[:1])
+
+
+def augmentations(instances: Tensor | Sequence[int] | None, batch: int) -> list[list[int]]:
+    """The rows of each image, for images that occur equally often; two halves where nothing is given."""
+    if instances is None:
+        if batch % 2:
+            cure = "Stack two augmentations along the batch, or give `instances`."
+            raise ValueError(message("an even batch", batch, cure))
+        return [[i, i + batch // 2] for i in range(batch // 2)]
+    values = instances.tolist() if isinstance(instances, Tensor) else list(instances)
+    if not all(isinstance(value, int) for value in values) or len(values) != batch:
+        raise ValueError(message(f"`instances` of shape ({batch},), integers", instances))
+    rows: dict[int, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, []).append(row)
+    if len({len(group) for group in rows.values()}) > 1:
+        got = {value: len(group) for value, group in rows.items()}
+        raise ValueError(message("`instances` in which each image occurs equally often", f"the counts {got}"))
+    return list(rows.values())
+
+
+def channels(name: str, value: object, wanted: int) -> Tensor:
+    """A feature map (B, C, *spatial) with exactly the channels a head was made for."""
+    checked = feature_map(name, value)
+    if checked.shape[1] != wanted:
+        expected = f"`{name}` of shape (B, {wanted}, *spatial)"
+        cure = "The channel axis is the second; make the head with as many `in_channels` as the features have."
+        raise ValueError(message(expected, shape(checked), cure))
+    return checked
+
+
+def image(name: str, value: object, *, dims: int, factor: int, several: bool) -> Tensor:
+    """An image (B, C, *spatial) that is still there after `factor` halvings; `several`: as more than one element."""
+    checked = floating(name, value)
+    if checked.ndim != dims + 2:
+        axes = ", ".join("DHW"[-dims:])
+        raise ValueError(message(f"`{name}` of shape (B, C, {axes})", shape(checked)))
+    deepest = [size // factor for size in checked.shape[2:]]
+    if min(deepest) < 1:
+        expected = f"`{name}` with at least {factor} elements along each spatial axis"
+        raise ValueError(message(expected, shape(checked), "Use larger images, or fewer levels of `channels`."))
+    if several and math.prod(deepest) < 2:
+        expected = f"`{name}` with at least {2 * factor} elements along one spatial axis"
+        cure = "The bottleneck is one element, which instance normalisation cannot normalise. "
+        cure += "Use larger images, fewer levels of `channels`, or another `norm`."
+        raise ValueError(message(expected, shape(checked), cure))
+    return checked
