@@ -316,7 +316,7 @@ Z, IDS = torch.zeros(4, 3), torch.zeros(4).long()
         ({"key_log_weights": torch.ones(4, requires_grad=True)}, ValueError, "They are constants"),
         ({"tolerance": -1.0}, ValueError, "`tolerance` to be a finite number of at least 0"),
         ({"bound": math.nan}, ValueError, "`bound` to be a finite number of at least 0"),
-        ({"impl": "tile"}, ValueError, "'auto', 'reference', 'tiled', got 'tile'. Did you mean 'tiled'?"),
+        ({"impl": "tile"}, ValueError, "'auto', 'reference', 'tiled', 'fused', got 'tile'. Did you mean 'tiled'?"),
     ],
 )  # fmt: skip
 def test_bad_input(arguments, error, text):

@@ -1,12 +1,12 @@
 """The primitive of every contrastive loss here: log-sum-exp over positive and over negative pairs."""
 
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from mmgl_losses import checks
-from mmgl_losses.contrast import reference, tiled
+from mmgl_losses.contrast import fused, reference, tiled
 from mmgl_losses.contrast.pairs import build, positive_sum
 
 IMPLEMENTATIONS = {"reference": reference.pair_logsumexp, "tiled": tiled.pair_logsumexp}
@@ -63,6 +63,7 @@ def pair_logsumexp(
     tolerance: float | None = None,
     bound: float | None = None,
     impl: str = "auto",
+    precision: torch.dtype | None = None,
 ) -> PairLogSumExp:
     r"""Log-sum-exp of each anchor's logits, over the keys of its own id and over the others.
 
@@ -94,7 +95,9 @@ def pair_logsumexp(
         bound: a promise that ``|anchor · key| <= bound`` (1 for unit vectors). With it, one constant shift keeps
             exp in range down to small temperatures, instead of a maximum for each row.
         impl: ``"reference"`` forms all pairs (memory N·M); ``"tiled"`` is exact with memory linear in N and M;
-            ``"auto"`` picks between them by size.
+            ``"fused"`` is the latter in Triton kernels, for CUDA; ``"auto"`` picks by size and device.
+        precision: the type in which ``"fused"`` multiplies features, the anchors' own by default: in ``bfloat16`` and
+            ``float16`` tensor cores are fastest. Features are scaled first and rounded once; sums are float32.
 
     Returns:
         `PairLogSumExp`; the log-sum-exps in float32 (float64 for float64), whatever autocast says.
@@ -124,6 +127,7 @@ def pair_logsumexp(
         tolerance=tolerance,
         bound=bound,
         impl=impl,
+        precision=precision,
         sums=False,
     )
     return PairLogSumExp(positives, negatives, n_positives, n_negatives)
@@ -135,6 +139,7 @@ def pair_terms(
     *,
     temperature: float | Tensor,
     impl: str = "auto",
+    precision: torch.dtype | None = None,
     **options: Unpack[PairOptions],
 ) -> PairTerms:
     r"""All that a formula needs of each anchor: `pair_logsumexp` and two numbers that need no pairs.
@@ -149,6 +154,7 @@ def pair_terms(
         ids: (*groups, N), of any real type.
         temperature: positive float, or a 0-d tensor.
         impl: as in `pair_logsumexp`.
+        precision: as in `pair_logsumexp`.
         **options: as in `pair_logsumexp`.
 
     Returns:
@@ -159,7 +165,7 @@ def pair_terms(
         tensor([2., 2., 2.])
     """
     positives, negatives, n_positives, n_negatives, total = _contrast(
-        anchors, ids, temperature=temperature, impl=impl, sums=True, **options
+        anchors, ids, temperature=temperature, impl=impl, precision=precision, sums=True, **options
     )
     wide = _wide(anchors)
     mask = options.get("anchor_mask")
@@ -174,11 +180,13 @@ def _contrast(
     *,
     temperature: float | Tensor,
     impl: str,
+    precision: torch.dtype | None,
     sums: bool,
     **options: Unpack[PairOptions],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Check, sort, compute, and bring back: the log-sum-exps, the counts and (with `sums`) the sums of logits."""
     checks.implementation(impl)
+    checks.precision(precision)
     checks.temperature(temperature)
     checks.contrast(anchors, ids, **options)
     dims, mask = anchors.ndim - 2, options.get("anchor_mask")
@@ -188,18 +196,24 @@ def _contrast(
         pairs = problem.pairs
         if impl == "auto":
             keys = pairs.anchors if pairs.keys is None else pairs.keys
-            impl = "reference" if pairs.lo.numel() * keys.shape[1] <= DENSE else "tiled"
-        lse = IMPLEMENTATIONS[impl](pairs)
+            linear = "fused" if fused.usable(pairs.anchors) else "tiled"
+            impl = "reference" if pairs.lo.numel() * keys.shape[1] <= DENSE else linear
+        if impl == "fused":
+            lse = fused.pair_logsumexp(pairs, precision or anchors.dtype)
+        else:
+            lse = IMPLEMENTATIONS[impl](pairs)
         counts = pairs.counts()
         total = positive_sum(problem) if sums else lse[0]
-    results = [problem.unsort(x).view(ids.shape) for x in (*lse, *counts, total)]
+    positives, negatives, n_positives, n_negatives, total = (
+        problem.unsort(x).view(ids.shape) for x in (*lse, *counts, total)
+    )
     if mask is not None:
-        results[2:4] = [torch.where(mask, n, 0) for n in results[2:4]]
+        n_positives, n_negatives = torch.where(mask, n_positives, 0), torch.where(mask, n_negatives, 0)
     # Counts, not -inf, say what is empty; `where` also keeps any gradient, even NaN, away from empty rows.
-    for i, fill in ((0, -torch.inf), (1, -torch.inf)):
-        results[i] = torch.where(results[i + 2] > 0, results[i], fill)
-    results[4] = torch.where(results[2] > 0, results[4], 0.0)
-    return tuple(results)
+    positives = torch.where(n_positives > 0, positives, -torch.inf)
+    negatives = torch.where(n_negatives > 0, negatives, -torch.inf)
+    total = torch.where(n_positives > 0, total, 0.0)
+    return positives, negatives, n_positives, n_negatives, total
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -207,7 +221,7 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _flatten(value: object, dims: int) -> object:
+def _flatten(value: Any, dims: int) -> Any:
     """A tensor with its `dims` leading group dimensions made one; anything else as it is."""
     if not isinstance(value, Tensor):
         return value

@@ -20,7 +20,7 @@ class Pairs(NamedTuple):
     keys: Tensor | None  # (G, M, D); None: the anchors are the keys, and row i is its own key i
     lo: Tensor  # (G, N) int64
     hi: Tensor  # (G, N) int64
-    count: Tensor  # (G,) int64: keys that take part
+    count: Tensor  # (G,) int64: keys that take part  # pyright: ignore[reportIncompatibleMethodOverride]
     itself: Tensor | None  # (G, N) int64: the anchor's own key, -1 for none; None with `keys`: none for all
     log_weights: Tensor | None  # (G, M)
     limit: Tensor | None  # 0-d: no logit is larger than this in magnitude; None: nothing is known
@@ -66,8 +66,8 @@ def build(
     bound: float | None = None,
 ) -> Sorted:
     """Sort a contrast of G groups: anchors (G, N, D), ids (G, N), keys (G, M, D) and so on."""
-    own = keys is None
-    if keys is None:
+    own = keys is None or key_ids is None
+    if keys is None or key_ids is None:
         # Half of the scale on either side keeps the product symmetric, and gives the temperature its gradient.
         anchors = anchors * (temperature**-0.5)
         used = None if key_mask is None or anchor_mask is None else key_mask | anchor_mask
@@ -91,7 +91,7 @@ def build(
     hi = torch.searchsorted(key_ids, ids + reach if reach else ids, right=True).minimum(last)
 
     itself = None
-    if not own:
+    if keys is not None:
         keys = _rows(keys, key_order)
         if self_index is not None:
             position = _inverse(key_order)
@@ -159,7 +159,8 @@ def _comparable(ids: Tensor, key_ids: Tensor, tolerance: float | None) -> tuple[
         return ids.long(), key_ids.long()
     wide = torch.promote_types(wide, torch.float32)
     # An id that is NaN can only be one that takes no part; it must not upset the order of the others.
-    return tuple(torch.where(x.isnan(), torch.inf, x) for x in (ids.to(wide), key_ids.to(wide)))
+    ids, key_ids = ids.to(wide), key_ids.to(wide)
+    return torch.where(ids.isnan(), torch.inf, ids), torch.where(key_ids.isnan(), torch.inf, key_ids)
 
 
 def _order(ids: Tensor, mask: Tensor | None) -> Tensor:
