@@ -117,6 +117,7 @@ class Scale:
 
     Attributes:
         channels: Of the five levels of the U-Net.
+        norm: Its normalisation: ``"instance"``, ``"batch"`` or none.
         schedules: Kind of stage -> schedule.
         slice_size: Side of a slice in pixels; None takes the data set's own.
         validation_slices: At most so many validation slices choose the best weights of fine-tuning.
@@ -124,6 +125,7 @@ class Scale:
 
     channels: list[int]
     schedules: dict[str, Schedule]
+    norm: Literal["instance", "batch"] | None = "batch"
     slice_size: int | None = None
     validation_slices: int = 200
 

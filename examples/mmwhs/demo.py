@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ def demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console:
     if data is None:
         data = str(out / "phantom")
         if is_first() and not (out / "phantom").exists():
-            console.print("Making a phantom of 20 volumes ...")
-            files.replace(out / "phantom", lambda aside: write_phantom(aside, volumes=20, seed=0))
+            make = partial(write_phantom, volumes=20, seed=0)
+            with console.status("Making a phantom of 20 volumes ..."):
+                files.replace(out / "phantom", make)
+            console.print(f"Made a phantom of 20 volumes in {out / 'phantom'}")
     results = {}
     for name, settings in methods.items():
         results[name] = run(
@@ -40,6 +43,8 @@ def demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console:
     first = next(iter(results.values()))
     console.print()
     console.print(table({each["method"]: each for each in results.values()}))
+    for method, names in report.missed({each["method"]: each for each in results.values()}).items():
+        console.print(f"{method} never finds {', '.join(names)}: it may be stuck.")
     console.print(
         f"{first['data']}, labelled: {', '.join(first['labelled'])}; seed {first['seed']}. "
         "One draw: which patients are labelled usually matters more than the method."

@@ -52,6 +52,7 @@ def write(out: Path, runs: Sequence[Path]) -> Path:
         runs=metrics,
         first=first,
         headline=headline(metrics),
+        missed=missed(metrics),
         colours=colours(first["structures"]),
         split=Split.load(runs[0] / "split.json"),
         figures={name: embedded(out / f"{name}.png") for name in ("curves", "overlay")},
@@ -76,6 +77,15 @@ def headline(metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[f
         ("PixAcc", [each["accuracy"] for each in pooled], False),
     ]
     return rows
+
+
+def missed(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Structures that a run never finds, by run: such a run may be stuck, and then says little about its method."""
+    found = {
+        method: [name for name in run["structures"] if run["pooled"]["dice"][name] == 0]
+        for method, run in metrics.items()
+    }
+    return {method: names for method, names in found.items() if names}
 
 
 def score(value: float | None) -> str:

@@ -62,6 +62,7 @@ def run(
         "in_channels": 1,
         "out_channels": len(described.classes) + 1,
         "channels": tuple(settings.scale.channels),
+        "norm": settings.scale.norm,
     }
     torch.manual_seed(seed_of(settings.seed, "network"))
     weights = UNet(**architecture).state_dict()

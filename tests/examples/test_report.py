@@ -139,6 +139,11 @@ def test_curves_of_a_resumed_stage_are_joined(tmp_path: Path) -> None:
     assert curves(tmp_path) == {"loss": [(2, 0.9), (4, 0.8), (6, 0.6), (8, 0.5)]}
 
 
+def test_a_run_that_never_finds_a_structure_is_named() -> None:
+    stuck = metrics("Stuck", 0.1)  # leaves 0 for the second structure
+    assert report.missed({"Stuck": stuck, "MMGL": metrics("MMGL", 0.6)}) == {"Stuck": [STRUCTURES[1]]}
+
+
 def test_smoothing_keeps_ends_and_means() -> None:
     assert smooth([1.0, 5.0, 3.0]).tolist() == [1.0, 3.0, 3.0]
     line = np.arange(30.0)
