@@ -172,6 +172,27 @@ def test_summaries_and_padding_are_no_sizes():
     assert stages.decoder == ("mix",)
 
 
+@pytest.mark.parametrize("functional", [True, False])
+def test_padding_before_a_convolution_is_no_size(functional):
+    class Padded(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.expand, self.pad = conv(channels, channels, kernel=1), nn.ZeroPad2d(2)
+            self.deep = nn.Conv2d(channels, channels, 5)
+
+        def forward(self, x):
+            x = self.expand(x)
+            return self.deep(F.pad(x, (2, 2, 2, 2)) if functional else self.pad(x))
+
+    def stage(channels, out):
+        return nn.Sequential(conv(channels, out, 2), Padded(out), Padded(out))
+
+    net = Stack(stage1=stage(1, 4), stage2=stage(4, 8), stage3=stage(8, 8), up=nn.Upsample(scale_factor=2), mix=block(8, 8), out=conv(8, 2))  # fmt: skip
+    stages = discover_stages(net, image())
+    assert stages.encoder == ("stage1", "stage2", "stage3")
+    assert stages.decoder == ("mix",)
+
+
 def test_a_side_path_to_a_coarser_size_is_no_stage():
     class Reduced(nn.Module):
         """Attention whose keys and values come from a coarser map, as in SegFormer (but in its last stage)."""

@@ -390,12 +390,14 @@ def test_checkpointing_changes_nothing():
 
 
 def test_recomputation_in_backward_is_not_a_second_run():
-    net, x = Checkpointed(False), image()
-    with FeatureTaps(net, ["enc.1"]) as taps:
-        net(x).sum().backward()
-        taps.read()
-        net(x)
-        taps.read()
+    net, x, calls = Checkpointed(False), image(), []
+    net.enc[1][0].register_forward_hook(lambda *args: calls.append(1))
+    with FeatureTaps(net, ["enc.1.0"]) as taps:
+        for _ in range(2):
+            calls.clear()
+            net(x).sum().backward()
+            assert len(calls) == 2  # it did run again
+            taps.read()
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")

@@ -81,6 +81,16 @@ def test_any_size_in_is_the_size_out(size):
     assert net(torch.randn(1, 1, size[0], size[1] + 8)).shape == (1, 3, size[0], size[1] + 8)
 
 
+def test_an_element_lost_on_the_way_down_is_a_zero_at_the_end():
+    net, seen = UNet(1, 3, channels=SMALL[:3]), {}
+    net.decoder.ups[0].register_forward_hook(lambda m, args, out: seen.update(up=out))
+    net.decoder.blocks[1].register_forward_hook(lambda m, args, out: seen.update(joined=args[0]))
+    net(torch.randn(1, 1, 9, 14))
+    assert seen["up"].shape == (1, 2, 8, 14)
+    assert torch.equal(seen["joined"][:, 2:, :8], seen["up"])
+    assert not seen["joined"][:, 2:, 8:].any()
+
+
 @pytest.mark.parametrize("norm", ["instance", "batch", None])
 def test_volumes(norm):
     net = UNet(1, 3, channels=SMALL[:3], spatial_dims=3, norm=norm)
