@@ -14,7 +14,10 @@ ROOT = Path(mmgl_losses.__file__).parent
 LAYERS = [
     {"checks"},
     {"sampling", "dryrun", "contrast.pairs", "unet"},
-    {"contrast.reference", "contrast.tiled", "heads", "hooks", "valley"},
+    {"contrast.reference", "contrast.tiled", "contrast.fused.forward", "heads", "hooks", "valley"},
+    {"contrast.fused.backward"},
+    {"contrast.fused.launch"},
+    {"contrast.fused"},
     {"contrast", "taps", "stages"},
     {"formulas", "dice"},
     {"functional", "diagnostics"},
@@ -65,6 +68,8 @@ def test_imports_go_one_way(module):
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_what_is_imported(module):
     allowed = {"mmgl_losses", "torch", *sys.stdlib_module_names}
+    if module.startswith("contrast.fused"):
+        allowed |= {"triton"}
     outside = {name.split(".")[0] for name in imports(modules()[module])} - allowed
     assert not outside, f"{module} imports {outside}"
 

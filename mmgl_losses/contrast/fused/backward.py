@@ -56,11 +56,10 @@ def share(b_s, b_factor, b_log, b_w, WEIGHTED: tl.constexpr, SHIFTED: tl.constex
 
 @triton.jit
 def masked(
-    b_s, o_a, o_k, lo, hi, itself, factor_p, factor_n, log_p, log_n, b_w, count,
+    b_s, m_positive, o_a, o_k, itself, factor_p, factor_n, log_p, log_n, b_w, count,
     SELF: tl.constexpr, WEIGHTED: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
     """W of any tile, from offsets and values of its anchors and keys that run along its two axes."""
-    m_positive = (o_k >= lo) & (o_k < hi)
     b_log = 0.0 if SHIFTED else tl.where(m_positive, log_p, log_n)
     b_share = share(b_s, tl.where(m_positive, factor_p, factor_n), b_log, b_w, WEIGHTED, SHIFTED)
     m_part = o_k < count
@@ -71,17 +70,18 @@ def masked(
     return tl.where(m_part, b_share, 0.0)
 
 
-@triton.jit(do_not_specialize=[*LOOSE, "d"])
+@triton.jit(do_not_specialize=LOOSE)
 def weigh(
     p_x, p_y, p_lo, p_hi, p_itself, p_factor, p_log, p_count, p_weight, p_shift, p_largest, p_grad,
-    n, m, x_padded, y_padded, tiles, chunks, d, scale,
-    BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    SELF: tl.constexpr, SYMMETRIC: tl.constexpr, WEIGHTED: tl.constexpr, SHIFTED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    n, m, x_padded, y_padded, tiles, chunks, scale,
+    BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, SELF: tl.constexpr, SYMMETRIC: tl.constexpr, WEIGHTED: tl.constexpr,
+    SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients (chunks, G, rows of x, d), each chunk over a share of y, times `scale` and the largest upstream one.
+    """Gradients (chunks, G, rows of x, WIDTH), each chunk over a share of y, times `scale` and the largest upstream.
 
-    lo, hi, itself, factor and log are of the n anchors, weights of the m keys (w where SHIFTED, else log2 w).
+    lo, hi, itself, factor and log are of the n anchors, weights of the m keys (w where SHIFTED, else log2 w). SELF as
+    in `rows`; SYMMETRIC: the anchors are the keys, and i is a positive of j where j is one of i.
     """
     shift = tl.load(p_shift)
     if (shift == shift) != SHIFTED:
@@ -137,7 +137,9 @@ def weigh(
         if ROWS:
             side = tl.where(uniform & (i_y + BLOCK_Y <= count), kind(p_lo, p_hi, i_x, last, i_y, i_y + BLOCK_Y), 2)
         if COLUMNS:
-            side_y = kind(p_lo, p_hi, i_y, tl.minimum(i_y + BLOCK_Y, n) - 1, i_x, i_x + BLOCK_X) if not SYMMETRIC else side
+            side_y = side
+            if not SYMMETRIC:
+                side_y = kind(p_lo, p_hi, i_y, tl.minimum(i_y + BLOCK_Y, n) - 1, i_x, i_x + BLOCK_X)
             side_y = tl.where(i_x + BLOCK_X <= count, side_y, 2)
             side = tl.where(side == side_y, side, 2) if ROWS else side_y
         if SELF == "same":
@@ -157,25 +159,32 @@ def weigh(
                     b_other = tl.where(o_x[:, None] == own_y, 0.0, b_other)
                 b_share = b_share + b_other if ROWS else b_other
         else:
-            if ROWS:
-                b_share = masked(
-                    b_s, o_x[:, None], o_y[None, :], lo, hi, own, factor_p, factor_n, log_p, log_n, b_w_y, count,
-                    SELF, WEIGHTED, SHIFTED,
-                )  # fmt: skip
             if COLUMNS:
                 lo_y = tl.load(p_lo + o_y, m_y, 0).to(tl.int32)[None, :]
                 hi_y = tl.load(p_hi + o_y, m_y, 0).to(tl.int32)[None, :]
+            if SYMMETRIC:  # ranges are equal or disjoint, and one of two is not empty: their centres tell
+                m_positive = lo + hi == lo_y + hi_y
+            elif ROWS:
+                m_positive = (o_y[None, :] >= lo) & (o_y[None, :] < hi)
+            if ROWS:
+                b_share = masked(
+                    b_s, m_positive, o_x[:, None], o_y[None, :], own, factor_p, factor_n, log_p, log_n, b_w_y, count,
+                    SELF, WEIGHTED, SHIFTED,
+                )  # fmt: skip
+            if COLUMNS:
+                if not SYMMETRIC:
+                    m_positive = (o_x[:, None] >= lo_y) & (o_x[:, None] < hi_y)
                 factor_py = tl.load(p_factor + o_y, m_y, 0.0)[None, :]
                 factor_ny = tl.load(p_factor + total + o_y, m_y, 0.0)[None, :]
                 log_py = 0.0 if SHIFTED else tl.load(p_log + o_y, m_y, INF)[None, :]
                 log_ny = 0.0 if SHIFTED else tl.load(p_log + total + o_y, m_y, INF)[None, :]
                 b_other = masked(
-                    b_s, o_y[None, :], o_x[:, None], lo_y, hi_y, own_y, factor_py, factor_ny, log_py, log_ny, b_w_x,
+                    b_s, m_positive, o_y[None, :], o_x[:, None], own_y, factor_py, factor_ny, log_py, log_ny, b_w_x,
                     count, SELF, WEIGHTED, SHIFTED,
                 )  # fmt: skip
                 b_share = b_share + b_other if ROWS else b_other
         b_grad = tl.dot(b_share.to(b_y.dtype), b_y, b_grad, input_precision=PRECISION)
     largest = tl.load(p_largest)
     b_grad *= tl.where(largest == 0, 1.0, largest) * scale
-    out = (i_c.to(tl.int64) * groups + i_g) * size + o_x
-    tl.store(p_grad + out[:, None] * d + o_d[None, :], b_grad, m_x[:, None] & (o_d[None, :] < d))
+    p_grad += ((i_c.to(tl.int64) * groups + i_g) * size + i_x) * WIDTH
+    tl.store(p_grad + o_r[:, None] * WIDTH + o_d[None, :], b_grad, m_x[:, None] & (o_d[None, :] < WIDTH))

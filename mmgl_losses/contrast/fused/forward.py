@@ -94,19 +94,20 @@ def credit(
             b_negatives += tl.where(side == 1, 0.0, b_sum)
             tl.atomic_add(p_sums + tl.where(side == 1, 0, total) + o_y, tl.sum(b_column, 0), sem="relaxed")
         else:
-            m_row = (o_y[None, :] < count) & (o_x[:, None] != o_y[None, :])
+            lo_y = tl.load(p_lo + o_y, m_y, 0).to(tl.int32)[None, :]
+            hi_y = tl.load(p_hi + o_y, m_y, 0).to(tl.int32)[None, :]
             m_positive = (o_y[None, :] >= lo) & (o_y[None, :] < hi)
-            b_positives += tl.sum(tl.where(m_row & m_positive, b_row, 0.0), 1)
-            b_negatives += tl.sum(tl.where(m_row & ~m_positive, b_row, 0.0), 1)
+            if SYMMETRIC:  # ranges are equal or disjoint, and one of two is not empty: their centres tell
+                m_positive = lo + hi == lo_y + hi_y
+            b_row = tl.where((o_y[None, :] < count) & (o_x[:, None] != o_y[None, :]), b_row, 0.0)
+            b_positives += tl.sum(tl.where(m_positive, b_row, 0.0), 1)
+            b_negatives += tl.sum(tl.where(m_positive, 0.0, b_row), 1)
             if mutual & (i_x != i_y):
-                lo_y = tl.load(p_lo + o_y, m_y, 0).to(tl.int32)[None, :]
-                hi_y = tl.load(p_hi + o_y, m_y, 0).to(tl.int32)[None, :]
-                m_column = o_x[:, None] < count
-                m_positive = (o_x[:, None] >= lo_y) & (o_x[:, None] < hi_y)
-                b_share = tl.sum(tl.where(m_column & m_positive, b_column, 0.0), 0)
-                tl.atomic_add(p_sums + o_y, b_share, m_y, sem="relaxed")
-                b_share = tl.sum(tl.where(m_column & ~m_positive, b_column, 0.0), 0)
-                tl.atomic_add(p_sums + total + o_y, b_share, m_y, sem="relaxed")
+                if not SYMMETRIC:
+                    m_positive = (o_x[:, None] >= lo_y) & (o_x[:, None] < hi_y)
+                b_column = tl.where(o_x[:, None] < count, b_column, 0.0)
+                tl.atomic_add(p_sums + o_y, tl.sum(tl.where(m_positive, b_column, 0.0), 0), m_y, sem="relaxed")
+                tl.atomic_add(p_sums + total + o_y, tl.sum(tl.where(m_positive, 0.0, b_column), 0), m_y, sem="relaxed")
     tl.atomic_add(p_sums + o_x, b_positives, m_x & (begin < end), sem="relaxed")
     tl.atomic_add(p_sums + total + o_x, b_negatives, m_x & (begin < end), sem="relaxed")
 

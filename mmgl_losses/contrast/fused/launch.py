@@ -29,17 +29,29 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile(kernel: str, dtype: torch.dtype, width: int) -> Tile:
-    """The tile of the kernel "credit" (a square), "rows" or "weigh", for operands of a type and a padded width."""
+def tile(kernel: str, dtype: torch.dtype, width: int, major: int) -> Tile:
+    """The tile of the kernel "credit" (a square), "rows" or "weigh".
+
+    For operands of a type and a padded width on a device of compute capability `major`: from 9 to 11 tensor cores
+    read float32 operands from shared memory, the others hold three products' worth of them in registers.
+    """
     if dtype == torch.float32:
-        if width > 128:
-            return Tile(32, 32, 4, 1)
-        return Tile(64, 32, 4, 1) if kernel == "weigh" else Tile(64, 64, 4, 1 if width > 64 else 2)
+        if not 9 <= major <= 11 or width > 128:
+            return Tile(32, 32, 4, 2 if width <= 128 else 1)
+        return Tile(64, 32, 8, 2) if kernel == "weigh" else Tile(64, 64, 8, 2)
     if width > 128:
         return Tile(64, 64, 8 if kernel == "weigh" else 4, 2)
-    if kernel == "weigh":
-        return Tile(128, 64, 8, 3 if width <= 64 else 2)
-    return Tile(128, 128, 8, 3 if width <= 64 else 2)
+    if kernel == "credit" and 10 <= major <= 11:  # a thread has a whole row there: what columns need takes registers
+        return Tile(64, 64, 4, 3)
+    stages = 3 if width <= 64 else 2
+    return Tile(128, 64, 8, stages) if kernel == "weigh" else Tile(128, 128, 8, stages)
+
+
+def cut_for(kernel: str, pairs: Pairs, dtype: torch.dtype) -> Tile:
+    """The tile of a kernel for a problem on its device."""
+    device = pairs.anchors.device
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+    return tile(kernel, dtype, padded_width(pairs.anchors.shape[2]), major)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -131,7 +143,7 @@ def forward(pairs: Pairs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def credit(pairs: Pairs, dtype: torch.dtype, way: Path) -> Tensor:
     """Sums of exponentials (2, G, N), each pair of tiles formed once."""
     (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
-    cut = tile("credit", dtype, width)
+    cut = cut_for("credit", pairs, dtype)
     z, _ = operands(pairs, dtype, cut)
     tiles = triton.cdiv(n, cut.x)
     chunks = shares(groups * tiles, tiles // 2)
@@ -147,7 +159,7 @@ def credit(pairs: Pairs, dtype: torch.dtype, way: Path) -> Tensor:
 def rows(pairs: Pairs, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...]) -> list[Tensor]:
     """Log-sum-exps (G, N) over positives and over negatives, every pair formed on its own."""
     (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
-    cut = tile("rows", dtype, width)
+    cut = cut_for("rows", pairs, dtype)
     x, y = operands(pairs, dtype, cut)
     m = n if pairs.keys is None else pairs.keys.shape[1]
     tiles = triton.cdiv(n, cut.x)
@@ -188,7 +200,7 @@ def backward(
     p, q = (x.float().contiguous() for x in upstream)
     largest = torch.maximum(torch.linalg.vector_norm(p, torch.inf), torch.linalg.vector_norm(q, torch.inf))
     width = padded_width(pairs.anchors.shape[2])
-    cut = tile("weigh", dtype, width)
+    cut = cut_for("weigh", pairs, dtype)
     x, y = operands(pairs, dtype, cut)
     # Of each gradient: x and y, whether x are anchors (W) and keys (its transpose), rows of x and of y, y's scale.
     sides = [(x, y, True, True, n, n, LOG2_E**0.5)]
@@ -209,10 +221,10 @@ def backward(
         for shifted, (factor, log) in factors.items():
             gradients.weigh[(groups * tiles * chunks,)](
                 a, b, pairs.lo, pairs.hi, own_keys(pairs), factor, log, pairs.count, way.weights[shifted], way.shift,
-                largest, parts, n, m, a.shape[1], b.shape[1], tiles, chunks, parts.shape[3], 1 / (scale * gain),
-                BLOCK_X=cut.x, BLOCK_Y=cut.y, D=width, ROWS=anchors, COLUMNS=keys, SELF=self_kind(pairs),
-                SYMMETRIC=pairs.symmetric, WEIGHTED=pairs.log_weights is not None, SHIFTED=shifted,
-                PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
+                largest, parts, n, m, a.shape[1], b.shape[1], tiles, chunks, 1 / (scale * gain),
+                BLOCK_X=cut.x, BLOCK_Y=cut.y, D=width, WIDTH=parts.shape[3], ROWS=anchors, COLUMNS=keys,
+                SELF=self_kind(pairs), SYMMETRIC=pairs.symmetric, WEIGHTED=pairs.log_weights is not None,
+                SHIFTED=shifted, PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
             )  # fmt: skip
         grads[i] = parts.sum(0) if chunks > 1 else parts[0]
     return grads[0], grads[1]

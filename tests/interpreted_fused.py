@@ -1,0 +1,262 @@
+"""The Triton kernels in Triton's interpreter, on the CPU; `test_fused` runs this file in a process of its own.
+
+The interpreter multiplies bfloat16 wrongly and sees neither races nor speed: those are for a GPU (`benchmarks.gpu`).
+"""
+
+import itertools
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmgl_losses.contrast import fused, pair_logsumexp, pair_terms
+from mmgl_losses.contrast.pairs import build
+from tests.strategies import contrasts
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
+@contextmanager
+def tiles(x: int = 16, y: int = 32, programs: int = 8):
+    """Small tiles, so that small problems have many: the kernel "credit" takes squares of x."""
+    from mmgl_losses.contrast.fused import launch
+
+    def tile(kernel, *_):
+        return launch.Tile(x, x if kernel == "credit" else y, 4, 1)
+
+    with patch.multiple(launch, tile=tile, PROGRAMS=programs):
+        yield
+
+
+@contextmanager
+def deterministic(on: bool):
+    """Also fills memory that nobody has written with NaN."""
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def unit(*shape):
+    return torch.nn.functional.normalize(torch.randn(shape, dtype=torch.float64), dim=-1)
+
+
+def outcome(anchors, ids, options, *, dtype, impl, **kwargs):
+    """Both results and the gradients of a fixed mixture of them, in float64."""
+    anchors = anchors.to(dtype, copy=True).requires_grad_()
+    leaves = [anchors]
+    options = dict(options)
+    if "keys" in options:
+        options["keys"] = options["keys"].to(dtype, copy=True).requires_grad_()
+        leaves.append(options["keys"])
+    result = pair_logsumexp(anchors, ids, **options, impl=impl, **kwargs)
+    total = 0.0
+    for factor, lse in ((1.0, result.positives), (-0.6, result.negatives)):
+        weight = torch.linspace(0.5, 1.5, lse.numel(), dtype=lse.dtype).view_as(lse)
+        total = total + factor * (torch.where(lse.isfinite(), lse, 0.0) * weight).sum()
+    grads = torch.autograd.grad(total, leaves)
+    return [x.detach().double() for x in (result.positives, result.negatives, *grads)]
+
+
+def check(anchors, ids, options, **kwargs):
+    """Float32 against float64, elementwise."""
+    wanted = outcome(anchors, ids, options, dtype=torch.float64, impl="reference")
+    got = outcome(anchors, ids, options, dtype=torch.float32, impl="fused", **kwargs)
+    torch.testing.assert_close(got[:2], wanted[:2], rtol=1e-5, atol=1e-5)
+    for a, b in zip(got[2:], wanted[2:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * (1 + b.abs().max().item()))
+    return got
+
+
+def problem(name: str):
+    """Anchors (2, n, d), ids and options: each name is what is special about them."""
+    n, m, d = 45, 70, 5
+    ids = torch.randint(3, (2, n)).sort(1).values * 7 - 3
+    options: dict = {"temperature": 0.2}
+    match name:
+        case "one class":
+            ids = torch.zeros_like(ids)
+        case "no positives":
+            ids = torch.arange(2 * n).view(2, n).flip(1)
+        case "one class per tile":
+            n, ids = 48, (torch.arange(48) // 16).expand(2, 48)
+        case "ignored points":
+            options["key_mask"] = options["anchor_mask"] = torch.rand(2, n) > 0.4
+        case "keys that are no anchors":
+            options["anchor_mask"] = torch.rand(2, n) > 0.5
+        case "anchors that are no keys":
+            options["key_mask"] = torch.rand(2, n) > 0.5
+        case "a group without keys":
+            options["key_mask"] = torch.tensor([True, False])[:, None].expand(2, n).contiguous()
+        case "weights":
+            options["key_log_weights"] = torch.randn(2, n)
+        case "tolerance":
+            options["tolerance"] = 7.0
+        case "temperature that is trained":
+            options["temperature"] = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        case "wide":
+            d = 70
+        case _:
+            pass
+    if name.startswith("keys of their own"):
+        options |= {"keys": unit(2, m, d), "key_ids": torch.randint(3, (2, m)) * 7 - 3}
+        if "self" in name:
+            options["self_index"] = torch.randint(-1, m, (2, n))
+        if "weights" in name:
+            options |= {"key_log_weights": torch.randn(2, m), "key_mask": torch.rand(2, m) > 0.3}
+        if "tolerance" in name:
+            options["tolerance"] = 7.0
+    return unit(2, n, d), ids, options
+
+
+NAMES = [
+    "plain", "one class", "no positives", "one class per tile", "ignored points", "keys that are no anchors",
+    "anchors that are no keys", "a group without keys", "weights", "tolerance", "temperature that is trained", "wide",
+    "keys of their own", "keys of their own, self", "keys of their own, weights", "keys of their own, tolerance",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_agrees_with_the_reference(name):
+    """With a shift and with maxima, credited and by rows; in deterministic runs new memory is NaN, and bits repeat."""
+    anchors, ids, options = problem(name)
+    with tiles():
+        check(anchors, ids, options, bound=1.0)
+        with deterministic(True):
+            a = check(anchors, ids, options, bound=1.0)
+            b = check(anchors, ids, options, bound=None)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@given(case=contrasts(), x=st.sampled_from([16, 32]), promise=st.booleans())
+@settings(max_examples=12)
+def test_agrees_on_any_problem(case, x, promise):
+    anchors, ids, options = case
+    with tiles(x, 16), deterministic(promise):
+        check(anchors, ids, options, bound=12.0 if promise else None)
+
+
+@pytest.mark.parametrize("x", [16, 64])
+@pytest.mark.parametrize("programs", [1, 64])
+def test_any_cut_gives_the_same(x, programs):
+    """Even and odd numbers of tiles around the circle, one program and many for a row of tiles."""
+    ids = torch.arange(65) % 2
+    with tiles(x, 16, programs):
+        for n in (16, 33, 64, 65):
+            check(unit(1, n, 4), ids[None, :n], {"temperature": 0.1}, bound=1.0)
+
+
+def low(anchors, ids, temperature, dtype):
+    """Plain torch in a type throughout: what a user has without kernels."""
+    z = (anchors * temperature**-0.5).to(dtype).requires_grad_()
+    same = ids[..., None] == ids[..., None, :]
+    itself = torch.eye(ids.shape[-1], dtype=torch.bool)
+    logits = z @ z.mT
+    lse = [logits.masked_fill(m, -torch.inf).logsumexp(-1) for m in (~same | itself, same)]
+    total = sum(
+        f * (x * torch.linspace(0.5, 1.5, x.numel()).view_as(x)).sum() for f, x in zip((1, -0.6), lse, strict=True)
+    )
+    return [*(x.detach().double() for x in lse), torch.autograd.grad(total, z)[0].double() * temperature**-0.5]
+
+
+def test_half_precision_is_at_most_twice_as_far_off_as_plain_torch():
+    anchors, ids, options = unit(2, 64, 24), (torch.arange(64) % 4).expand(2, 64), {"temperature": 0.07}
+    exact = outcome(anchors, ids, options, dtype=torch.float64, impl="reference")
+    plain = low(anchors, ids, 0.07, torch.float16)
+    with tiles(32, 32):
+        got = outcome(anchors, ids, options, dtype=torch.float32, impl="fused", bound=1.0, precision=torch.float16)
+        half = outcome(anchors, ids, options, dtype=torch.float16, impl="fused", bound=1.0)
+    for a, b, c in zip(got, plain, exact, strict=True):
+        assert 0 < (a - c).abs().max() <= 2 * (b - c).abs().max()
+    assert (half[0] - exact[0]).abs().max() < 0.05  # the type of the anchors is the type that multiplies
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e30])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+def test_gradients_of_any_size(scale, precision):
+    """Factors of exponentials reach exp(-88): tiny and huge upstream gradients keep their digits."""
+    z, ids = unit(1, 40, 4).float(), (torch.arange(40) % 2)[None]
+    grads = []
+    for size in (1.0, scale):
+        x = z.clone().requires_grad_()
+        with tiles(32, 32):
+            result = pair_logsumexp(x, ids, temperature=0.015, bound=1.0, impl="fused", precision=precision)
+            grads.append(torch.autograd.grad((size * (result.negatives - result.positives)).sum(), x)[0] / size)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-4 * grads[0].abs().max().item())
+
+
+@pytest.mark.parametrize("bound", [None, 1.0])
+def test_no_overflow_at_tiny_temperatures(bound):
+    z = torch.zeros(40, 2)
+    z[:, 0] = 1.0
+    z[20:, 0] = -1.0
+    z.requires_grad_()
+    with tiles(32, 32):
+        result = pair_logsumexp(z, torch.arange(40) // 20, temperature=0.002, bound=bound, impl="fused")
+        (result.positives - result.negatives).sum().backward()
+    torch.testing.assert_close(result.positives, torch.full((40,), 500.0) + torch.tensor(19.0).log())
+    torch.testing.assert_close(result.negatives, torch.full((40,), -500.0) + torch.tensor(20.0).log())
+    assert z.grad.isfinite().all()
+
+
+def test_rows_that_take_no_part_may_hold_nan():
+    anchors, ids, options = problem("ignored points")
+    poisoned = torch.where(options["anchor_mask"][..., None], anchors, torch.nan)
+    with tiles(), deterministic(True):
+        clean = outcome(anchors, ids, options, dtype=torch.float32, impl="fused", bound=1.0)
+        dirty = outcome(poisoned, ids, options, dtype=torch.float32, impl="fused", bound=1.0)
+    torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
+
+
+def test_only_the_gradients_asked_for():
+    anchors, ids, options = problem("keys of their own")
+    keys = options.pop("keys").float()
+    with tiles():
+        for first, second in itertools.product((False, True), repeat=2):
+            z, k = anchors.float().requires_grad_(first), keys.clone().requires_grad_(second)
+            result = pair_logsumexp(z, ids, keys=k, **options, impl="fused")
+            assert result.positives.requires_grad == (first or second)
+            if first or second:
+                result.negatives.sum().backward()
+            assert (z.grad is not None, k.grad is not None) == (first, second)
+
+
+def test_the_operation_keeps_its_contract_and_compiles():
+    z, ids = torch.randn(2, 20, 4), torch.randint(4, (2, 20))
+    pairs = build(z, ids, temperature=0.5, bound=30.0).pairs
+    arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in pairs]
+    arguments[0].requires_grad_()
+
+    def loss(z):
+        terms = pair_terms(z, ids, temperature=0.5, bound=30.0, impl="fused")
+        valid = terms.n_positives > 0
+        return torch.where(valid, terms.negative_lse - terms.positive_lse, 0.0).sum()
+
+    with tiles(32, 32):
+        torch.library.opcheck(fused._forward, (*arguments, torch.float32))
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
+        wanted, got = loss(a), compiled(b)
+        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(torch.autograd.grad(got, b), torch.autograd.grad(wanted, a))
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(loss(a), wanted)
+
+
+def test_empty():
+    for shape, ids in (((0, 3), (0,)), ((2, 0, 3), (2, 0)), ((0, 5, 3), (0, 5))):
+        z = torch.zeros(shape, requires_grad=True)
+        terms = pair_terms(z, torch.zeros(ids).long(), temperature=1.0, impl="fused")
+        assert terms.positive_lse.shape == ids
+        terms.positive_lse.sum().backward()
+        assert z.grad.shape == shape
+
+
+def test_what_cannot_be_fused_says_so():
+    for z, text in ((torch.zeros(4, 3).double(), "float32 or half precision"), (torch.zeros(4, 300), "at most 256")):
+        with pytest.raises(ValueError, match=text):
+            pair_logsumexp(z, torch.zeros(4), temperature=1.0, impl="fused")

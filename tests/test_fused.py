@@ -1,0 +1,54 @@
+"""The fused implementation on a machine without a GPU: in Triton's interpreter, and what it says without Triton."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from mmgl_losses.contrast import fused, pair_logsumexp
+
+Z, IDS = torch.eye(4), torch.tensor([0, 0, 1, 1])
+
+
+def test_in_the_interpreter():
+    """In a process of its own: Triton reads the variable when it is imported, and kernels stay interpreted."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "interpreted_fused.py"]
+    result = subprocess.run(
+        command, cwd=Path(__file__).parent, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-8000:]
+
+
+def test_asked_for_without_triton():
+    with patch.object(fused, "INSTALLED", False), pytest.raises(ValueError, match="Expected Triton to be installed"):
+        pair_logsumexp(Z, IDS, temperature=1.0, impl="fused")
+
+
+def test_asked_for_on_the_cpu():
+    """In a fresh process, as another test may have imported Triton one way or the other."""
+    pytest.importorskip("triton")
+    code = (
+        "import torch\nfrom mmgl_losses.contrast import pair_logsumexp\n"
+        "try: pair_logsumexp(torch.eye(4), torch.zeros(4), temperature=1.0, impl='fused')\n"
+        "except ValueError as error: print(error)"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("Expected tensors on a CUDA device for impl='fused', got them on cpu. Use impl=")
+
+
+def test_never_chosen_on_the_cpu():
+    z = torch.randn(600, 4)
+    assert not fused.usable(z)
+    with patch.object(fused, "pair_logsumexp", side_effect=AssertionError):
+        pair_logsumexp(z, torch.arange(600) % 3, temperature=1.0)
+
+
+def test_a_bad_precision():
+    with pytest.raises(ValueError, match="Expected `precision` to be one of None, torch.float32"):
+        pair_logsumexp(Z, IDS, temperature=1.0, precision=torch.float64)
