@@ -260,3 +260,5 @@ def test_what_cannot_be_fused_says_so():
     for z, text in ((torch.zeros(4, 3).double(), "float32 or half precision"), (torch.zeros(4, 300), "at most 256")):
         with pytest.raises(ValueError, match=text):
             pair_logsumexp(z, torch.zeros(4), temperature=1.0, impl="fused")
+    with pytest.raises(ValueError, match="float32 or half precision"):
+        pair_logsumexp(torch.eye(4), torch.zeros(4), temperature=1.0, impl="fused", precision=torch.float64)

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from mmgl_losses.contrast import fused, pair_logsumexp
+from mmgl_losses.contrast import fused, pair_logsumexp, tiled
 
 Z, IDS = torch.eye(4), torch.tensor([0, 0, 1, 1])
 
@@ -49,6 +49,23 @@ def test_never_chosen_on_the_cpu():
         pair_logsumexp(z, torch.arange(600) % 3, temperature=1.0)
 
 
-def test_a_bad_precision():
-    with pytest.raises(ValueError, match="Expected `precision` to be one of None, torch.float32"):
-        pair_logsumexp(Z, IDS, temperature=1.0, precision=torch.float64)
+@pytest.mark.parametrize("value", ["bfloat16", torch.int64])
+def test_a_bad_precision(value):
+    with pytest.raises(TypeError, match="Expected `precision` to be None or a floating-point type"):
+        pair_logsumexp(Z, IDS, temperature=1.0, precision=value)
+
+
+def test_half_precision_features_are_multiplied_in_their_type():
+    """The losses normalise in float32, and hand on which type the features came in."""
+    from mmgl_losses.functional import local_supcon
+
+    labels, seen = torch.tensor([[0, 0, 1, 1]]), []
+
+    def stand_in(pairs, dtype):
+        seen.append((pairs.anchors.dtype, dtype))
+        return tiled.pair_logsumexp(pairs)
+
+    with patch.object(fused, "pair_logsumexp", stand_in):
+        for dtype in (torch.bfloat16, torch.float32):
+            local_supcon(torch.randn(1, 3, 4, dtype=dtype), labels, impl="fused")
+    assert seen == [(torch.float32, torch.bfloat16), (torch.float32, torch.float32)]

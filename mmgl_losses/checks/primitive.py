@@ -85,14 +85,14 @@ def contrast(
         number("bound", bound, least=0.0)
 
 
-def fused(anchors: Tensor, installed: bool, widest: int) -> None:
+def fused(anchors: Tensor, precision: torch.dtype, installed: bool, widest: int) -> None:
     """A problem for the fused implementation, and Triton to run it."""
     cure = "Use impl='tiled', or impl='auto'."
     if not installed:
         cure = "`pip install triton` (it comes with torch for CUDA), or use impl='auto'."
         raise ValueError(message("Triton to be installed for impl='fused'", "none", cure))
-    if anchors.dtype == torch.float64:
-        raise ValueError(message("features in float32 or half precision for impl='fused'", anchors.dtype, cure))
+    if torch.float64 in (anchors.dtype, precision):
+        raise ValueError(message("features in float32 or half precision for impl='fused'", torch.float64, cure))
     if anchors.shape[-1] > widest:
         expected = f"features of at most {widest} numbers for impl='fused'"
         raise ValueError(message(expected, anchors.shape[-1], cure))
@@ -106,7 +106,6 @@ def kernels_run(anchors: Tensor, interpreted: bool) -> None:
 
 
 def precision(value: object) -> None:
-    """A type in which the fused implementation multiplies, or None."""
-    options = (torch.float32, torch.bfloat16, torch.float16)
-    if value is not None and value not in options:
-        raise ValueError(message(f"`precision` to be one of None, {', '.join(map(str, options))}", repr(value)))
+    """A floating-point type of torch, or None."""
+    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        raise TypeError(message("`precision` to be None or a floating-point type, as torch.bfloat16", repr(value)))

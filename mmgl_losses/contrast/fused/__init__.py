@@ -4,6 +4,7 @@ Triton is imported with the first call, never before: only `forward`, `backward`
 """
 
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ def usable(anchors: Tensor) -> bool:
     return INSTALLED and anchors.is_cuda and anchors.dtype != torch.float64 and anchors.shape[-1] <= WIDEST
 
 
-def _launch(anchors: Tensor):
+def _launch(anchors: Tensor, dtype: torch.dtype) -> ModuleType:
     """The module that launches kernels, for a problem that they serve; one clear error for any other."""
-    checks.fused(anchors, INSTALLED, WIDEST)
+    checks.fused(anchors, dtype, INSTALLED, WIDEST)
     from mmgl_losses.contrast.fused import launch
 
     if not anchors.is_cuda:
@@ -38,7 +39,7 @@ def _forward(
     log_weights: Tensor | None, limit: Tensor | None, symmetric: bool, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pairs = Pairs(anchors, keys, lo, hi, count, itself, log_weights, limit, symmetric)
-    launch = _launch(anchors)
+    launch = _launch(anchors, dtype)
     with torch.cuda.device_of(anchors), torch.autocast(anchors.device.type, enabled=False):
         return launch.forward(pairs, dtype)
 
@@ -56,7 +57,7 @@ def _backward(
     needs_anchors: bool, needs_keys: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pairs = Pairs(anchors, keys, lo, hi, count, itself, log_weights, limit, symmetric)
-    launch = _launch(anchors)
+    launch = _launch(anchors, dtype)
     with torch.cuda.device_of(anchors), torch.autocast(anchors.device.type, enabled=False):
         results, upstream = (positives, negatives), (grad_positives, grad_negatives)
         grads = launch.backward(pairs, dtype, results, upstream, (needs_anchors, needs_keys))
