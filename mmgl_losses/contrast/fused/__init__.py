@@ -60,8 +60,8 @@ def _backward(
     launch = _launch(anchors, dtype)
     with torch.cuda.device_of(anchors), torch.autocast(anchors.device.type, enabled=False):
         results, upstream = (positives, negatives), (grad_positives, grad_negatives)
-        grads = launch.backward(pairs, dtype, results, upstream, (needs_anchors, needs_keys))
-    return tuple(anchors.new_empty(0) if grad is None else grad for grad in grads)
+        first, second = launch.backward(pairs, dtype, results, upstream, (needs_anchors, needs_keys))
+    return anchors.new_empty(0) if first is None else first, anchors.new_empty(0) if second is None else second
 
 
 @_backward.register_fake

@@ -34,7 +34,7 @@ def factors(
     largest = tl.load(p_largest)
     unit = tl.where(largest == 0, 1.0, largest)
     shift = tl.load(p_shift)
-    for side in tl.static_range(2):
+    for side in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
         b_lse = tl.load((p_negatives if side else p_positives) + o, mask, 0.0)
         b_factor = tl.load((p_grad_n if side else p_grad_p) + o, mask, 0.0) / unit * GAIN
         empty = b_lse == -INF

@@ -3,12 +3,13 @@
 Nothing here waits for the device: where the range of the logits is known on the device alone, both paths are
 launched, and the one that is not meant leaves at once.
 """
+# Triton types a kernel as the function it is written as, not as what takes a grid, tensors and options.
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import math
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from mmgl_losses.contrast.fused import backward as gradients
@@ -59,15 +60,20 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
+def ceil(a: int, b: int) -> int:
+    """Quotient, rounded up."""
+    return -(-a // b)
+
+
 def padded_width(width: int) -> int:
     """The least power of two that holds a feature and that a product can run over."""
-    return max(16, triton.next_power_of_2(width))
+    return 1 << max(4, (width - 1).bit_length())
 
 
 def pack(x: Tensor, scale: float, dtype: torch.dtype, tile: Tile) -> Tensor:
     """(G, N, D) times `scale`, rounded once to `dtype`, with zeros up to whole tiles and a power of two."""
     groups, n, width = x.shape
-    rows = triton.cdiv(n, max(tile.x, tile.y)) * max(tile.x, tile.y)
+    rows = ceil(n, max(tile.x, tile.y)) * max(tile.x, tile.y)
     packed = x.new_zeros((groups, rows, padded_width(width)), dtype=dtype)
     torch.mul(x.detach(), scale, out=packed[:, :n, :width])
     return packed
@@ -135,7 +141,7 @@ def forward(pairs: Pairs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         results = rows(pairs, dtype, way, by_rows)
     if credited:
         totals = credit(pairs, dtype, way)
-        grid = (triton.cdiv(groups * n, VECTOR),)
+        grid = (ceil(groups * n, VECTOR),)
         sums.finish[grid](totals, way.shift, *results, groups * n, BLOCK=VECTOR)
     return results[0], results[1]
 
@@ -145,7 +151,7 @@ def credit(pairs: Pairs, dtype: torch.dtype, way: Path) -> Tensor:
     (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
     cut = cut_for("credit", pairs, dtype)
     z, _ = operands(pairs, dtype, cut)
-    tiles = triton.cdiv(n, cut.x)
+    tiles = ceil(n, cut.x)
     chunks = shares(groups * tiles, tiles // 2)
     totals = pairs.lo.new_zeros((2, groups, n), dtype=torch.float32)
     sums.credit[(groups * tiles * chunks,)](
@@ -162,8 +168,8 @@ def rows(pairs: Pairs, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...])
     cut = cut_for("rows", pairs, dtype)
     x, y = operands(pairs, dtype, cut)
     m = n if pairs.keys is None else pairs.keys.shape[1]
-    tiles = triton.cdiv(n, cut.x)
-    chunks = shares(groups * tiles, triton.cdiv(m, cut.y))
+    tiles = ceil(n, cut.x)
+    chunks = shares(groups * tiles, ceil(m, cut.y))
     parts = [pairs.lo.new_empty((chunks, groups, n), dtype=torch.float32) for _ in range(2)]
     for constant in shifted:
         sums.rows[(groups * tiles * chunks,)](
@@ -208,15 +214,15 @@ def backward(
         sides = [(x, y, True, False, n, m, 1.0), (y, x, False, True, m, n, LOG2_E)]
     factors = {shifted: pairs.lo.new_empty((2, 2, groups, n), dtype=torch.float32) for shifted in way.shifted}
     for shifted, (factor, log) in factors.items():
-        gradients.factors[(triton.cdiv(groups * n, VECTOR),)](
+        gradients.factors[(ceil(groups * n, VECTOR),)](
             p, q, *results, way.shift, largest, factor, log, groups * n, BLOCK=VECTOR, GAIN=gain, SHIFTED=shifted
         )
     grads: list[Tensor | None] = [None, None]
     for i, (a, b, anchors, keys, size, other, scale) in enumerate(sides):
         if not needed[i]:
             continue
-        tiles = triton.cdiv(size, cut.x)
-        chunks = shares(groups * tiles, triton.cdiv(other, cut.y))
+        tiles = ceil(size, cut.x)
+        chunks = shares(groups * tiles, ceil(other, cut.y))
         parts = a.new_empty((chunks, groups, size, pairs.anchors.shape[2]), dtype=torch.float32)
         for shifted, (factor, log) in factors.items():
             gradients.weigh[(groups * tiles * chunks,)](
