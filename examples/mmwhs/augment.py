@@ -1,6 +1,7 @@
 """Random augmentation of a batch of slices, image and label together, by kornia."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import kornia.augmentation as K
 import torch
@@ -72,7 +73,7 @@ class Augment:
             images = images.float()
             if geometry := self._geometry(images.shape[-1]):
                 extra = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": False}}
-                keys: list[str | int | DataKey] = [DataKey.INPUT, DataKey.MASK]
+                keys = ["input", "mask"]
                 if labels is None:
                     images = K.AugmentationSequential(*geometry, data_keys=keys[:1])(images)
                 else:
@@ -83,9 +84,9 @@ class Augment:
                 images = K.ImageSequential(*intensity)(images)
         return images, labels
 
-    def _geometry(self, size: int) -> list[torch.nn.Module]:
+    def _geometry(self, size: int) -> list[Any]:
         s = self.settings
-        steps: list[torch.nn.Module] = []
+        steps: list[Any] = []
         if s.flip:
             steps.append(K.RandomHorizontalFlip(p=s.flip))
         if s.rotation or s.shift or s.zoom != (1.0, 1.0):
@@ -98,9 +99,9 @@ class Augment:
             steps.append(K.RandomElasticTransform((kernel, kernel), (sigma, sigma), align_corners=False, p=s.elastic))
         return steps
 
-    def _intensity(self) -> list[torch.nn.Module]:
+    def _intensity(self) -> list[Any]:
         s = self.settings
-        steps: list[torch.nn.Module] = []
+        steps: list[Any] = []
         if s.brightness != (1.0, 1.0):
             steps.append(K.RandomBrightness(s.brightness, p=0.8))
         if s.contrast != (1.0, 1.0):

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from examples.mmwhs import config, files, report
 from examples.mmwhs.phantom import write_phantom
-from examples.mmwhs.run import is_first, run
+from examples.mmwhs.run import run
+from examples.mmwhs.training import is_first
 
 
 def demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console: Console, *, data: str | None) -> None:

@@ -72,7 +72,7 @@ def evaluate(
     classes = len(description.classes) + 1
     cases = dataset.cases_of(split.test)
     shown = {cases[i].id for i in np.linspace(0, len(cases) - 1, min(SHOWN, len(cases))).round().astype(int)}
-    pooled = MulticlassConfusionMatrix(classes)
+    pooled = MulticlassConfusionMatrix(classes, sync_on_compute=False)
     volumes: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
     net = net.eval().to(device)
@@ -94,7 +94,7 @@ def _volume(
     assert volume.label is not None
     predicted = labels_from_probabilities(result, volume.image.shape, description.main_plane)
     classes = len(description.classes) + 1
-    matrix = MulticlassConfusionMatrix(classes)
+    matrix = MulticlassConfusionMatrix(classes, sync_on_compute=False)
     truth, ours = (torch.from_numpy(np.ascontiguousarray(labels)) for labels in (volume.label, predicted))
     matrix.update(ours.long(), truth.long())
     each = scores(matrix.compute())["dice"]["each"]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import Subset
 
 from examples.mmwhs import config, files, report
@@ -16,15 +15,10 @@ from examples.mmwhs.evaluate import evaluate
 from examples.mmwhs.predict import export
 from examples.mmwhs.slices import SliceStore, evaluation_slices, training_slices
 from examples.mmwhs.splits import Split, make_split
-from examples.mmwhs.training import StageData, StageModule, fit, seed_of
+from examples.mmwhs.training import StageData, StageModule, fit, is_first, seed_of
 from mmgl_losses import UNet, checks
 
 Say = Callable[[str], None]
-
-
-def is_first() -> bool:
-    """Whether this is the first of all processes of a run, the one that writes and speaks."""
-    return rank_zero_only.rank == 0
 
 
 def silent(_: str) -> None:
@@ -84,7 +78,7 @@ def run(
         net.load_state_dict(weights)
         export(out / "model.pt", net, architecture, store)
         metrics, pictures = evaluate(net, store, split, device=device(settings.compute))
-        files.replace(out / "overlay.npz", lambda aside: np.savez_compressed(aside, **pictures))
+        files.replace(out / "overlay.npz", lambda aside: np.savez_compressed(aside, allow_pickle=False, **pictures))
         about = {
             "method": settings.method.title,
             "data": described.name,

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -32,6 +33,11 @@ Batch = Mapping[str, Tensor]
 def seed_of(*parts: object) -> int:
     """A seed that only depends on what the parts say, the same in every process."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+def is_first() -> bool:
+    """Whether this is the first of all processes of a run, the one that writes and speaks."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 class StepSampler(Sampler[list[int]]):
@@ -72,16 +78,18 @@ def quiet() -> Iterator[None]:
         "Checkpoint directory .* exists and is not empty",
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     )
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             for message in expected:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def build(part: Part, kind: str, classes: int, *args: Any) -> nn.Module:
@@ -165,7 +173,7 @@ class StageModule(lightning.LightningModule):
         self.log("validation_dice", -1.0 if dice is None else dice, prog_bar=True, sync_dist=True)
         self.matrix.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, its rate falling along a cosine to zero over the stage."""
         s = self.schedule
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -231,7 +239,7 @@ def fit(
     last, epochs = folder / "last.ckpt", schedule.steps // schedule.every
     start = files.load(last)["epoch"] + 1 if last.is_file() else 0
     logs = folder / "curves" / f"from-step-{start * schedule.every}"
-    if rank_zero_only.rank == 0:
+    if is_first():
         shutil.rmtree(logs, ignore_errors=True)  # of a session that ended before it saved a state
     timer = Timer(interval="epoch", verbose=False)
     keep = {"dirpath": folder, "enable_version_counter": False}
