@@ -23,10 +23,10 @@ def colours(structures: Sequence[str]) -> dict[str, str]:
 
 
 def smooth(values: Sequence[float], width: int = 9) -> np.ndarray:
-    """A moving mean that narrows towards both ends."""
+    """A moving mean; at both ends, the mean of what the window still covers."""
     array = np.asarray(values, dtype=float)
-    half = [min(width // 2, i, len(array) - 1 - i) for i in range(len(array))]
-    return np.asarray([array[i - h : i + h + 1].mean() for i, h in enumerate(half)])
+    half = width // 2
+    return np.asarray([array[max(0, i - half) : i + half + 1].mean() for i in range(len(array))])
 
 
 def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Mapping[str, list[tuple[int, float]]]]]) -> None:
@@ -62,7 +62,7 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, Mapping[str, list[tu
         if name != "loss":
             axis.set_ylim(0, 1)
     if len(runs) > 1:
-        axes[-1].legend(fontsize=8, frameon=False, loc="lower right")
+        axes[panels.index((stages[-1], "loss"))].legend(fontsize=8, frameon=False, loc="upper right")
     files.replace(path, lambda aside: figure.savefig(aside, dpi=DPI, format="png"))
 
 
