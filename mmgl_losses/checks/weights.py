@@ -51,7 +51,7 @@ def coarse_to_fine(name: str, sizes: Sequence[Sequence[int]]) -> None:
         return
     cure = "Give `weights` as a mapping from the levels' names, so that each level meets its own weight."
     if all(a > b for a, b in pairwise(points)):
-        cure = f"They are ordered fine to coarse: reverse them, `{name}[::-1]`."
+        cure = "They are ordered fine to coarse: reverse them, or give `weights` as a mapping from their names."
     raise ValueError(message(f"`{name}` ordered from coarse to fine", [tuple(size) for size in sizes], cure))
 
 
