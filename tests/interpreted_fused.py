@@ -203,6 +203,29 @@ def test_no_overflow_at_tiny_temperatures(bound):
     assert z.grad.isfinite().all()
 
 
+def test_weights_count_in_the_range():
+    """Either would fit on its own: logits up to 50, and weights up to exp(42)."""
+    anchors, ids, options = problem("plain")
+    options |= {"temperature": 0.02, "key_log_weights": torch.tensor([-42.0, 42.0]).repeat(45)[:90].view(2, 45)}
+    with tiles(32, 32):
+        check(anchors, ids, options, bound=1.0)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_tiles_around_the_last_key(separate):
+    """Anchors beyond the last key are sorted anew: a tile may begin and end in one class with another in between."""
+    keys, others = [0] * 16 + [1] * 16 + [2] * 24, [0] * 4 + [2] * 20
+    ids = torch.tensor([keys + others])
+    taken = (torch.arange(80) < 56)[None]
+    options = {"temperature": 0.3, "key_mask": taken}
+    if separate:
+        options |= {"keys": unit(1, 80, 4), "key_ids": ids}
+    with tiles(16, 16):
+        for bound, by_rows in ((1.0, False), (1.0, True), (None, False)):
+            with deterministic(by_rows):
+                check(unit(1, 80, 4), ids, options, bound=bound)
+
+
 def test_rows_that_take_no_part_may_hold_nan():
     anchors, ids, options = problem("ignored points")
     poisoned = torch.where(options["anchor_mask"][..., None], anchors, torch.nan)
