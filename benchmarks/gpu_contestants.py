@@ -1,6 +1,7 @@
 """Who is measured on a GPU: one step (log-sum-exps of positives and negatives, a loss, its gradient) in several ways.
 
-All get the same scaled features, sorted by label, and the same labels: sorting costs every one the same.
+All get the same features in float32 and their labels, sorted. The implementations of this library sort them all the
+same, as they do in use; "fused, kernels alone" has that behind it.
 """
 
 import warnings
@@ -36,11 +37,11 @@ class Problem:
         """The sorted form, with a graph to the features."""
         return build(self.z, self.labels, temperature=TEMPERATURE, bound=1.0).pairs
 
-    def finish(self, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss over the points that have positives, and its gradient."""
+    def finish(self, positives: Tensor, negatives: Tensor, leaf: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The loss over the points that have positives, and the gradient of the features, or of `leaf`."""
         positives, negatives = (torch.where(self.lonely, 0.0, x) for x in (positives, negatives))
         loss = (torch.logaddexp(positives, negatives) - positives).mean()
-        return loss.detach(), torch.autograd.grad(loss, self.z)[0]
+        return loss.detach(), torch.autograd.grad(loss, self.z if leaf is None else leaf)[0]
 
 
 @contextmanager
@@ -59,6 +60,19 @@ def kernels(problem: Problem) -> Step:
 
     def step() -> tuple[Tensor, Tensor]:
         return problem.finish(*fused.pair_logsumexp(problem.pairs(), problem.dtype))
+
+    return step
+
+
+def kernels_alone(problem: Problem) -> Step:
+    """The fused implementation from the sorted form on, to the gradient of its scaled features."""
+    pairs = problem.pairs()
+    anchors = pairs.anchors.detach().requires_grad_()
+    pairs = pairs._replace(anchors=anchors)
+
+    def step() -> tuple[Tensor, Tensor]:
+        loss, grad = problem.finish(*fused.pair_logsumexp(pairs, problem.dtype), anchors)
+        return loss, grad.mul_(TEMPERATURE**-0.5)
 
     return step
 
@@ -152,6 +166,7 @@ def products(problem: Problem) -> Step:
 
 CONTESTANTS: dict[str, Callable[[Problem], Step]] = {
     "fused": kernels,
+    "fused, kernels alone": kernels_alone,
     "fused, deterministic": kernels_by_rows,
     "tiled": strips,
     "dense": dense,
