@@ -234,6 +234,14 @@ def local_terms(
         # Before anything is computed from them: points that take no part may hold NaN. (Every anchor is a key.)
         z = torch.where(key_mask[..., None], z, 0.0)
     z = normalise(z)
-    masks = {"anchor_mask": anchor_mask, "key_mask": key_mask}
-    terms = pair_terms(z, y, **masks, temperature=temperature, bound=1.0, impl=impl, precision=features.dtype)
+    terms = pair_terms(
+        z,
+        y,
+        anchor_mask=anchor_mask,
+        key_mask=key_mask,
+        temperature=temperature,
+        bound=1.0,
+        impl=impl,
+        precision=features.dtype,
+    )
     return terms, y

@@ -71,6 +71,18 @@ def test_rows_that_take_no_part_may_hold_nan(impl, problem):
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("separate", [False, True])
+def test_rows_that_take_no_part_do_not_reach_the_temperature(impl, separate):
+    z, ids, mask = torch.randn(6, 3), torch.arange(6) % 2, torch.arange(6) < 5
+    z[5] = math.nan
+    temperature = torch.tensor(0.5, requires_grad=True)
+    options = {"keys": z[:4], "key_ids": ids[:4]} if separate else {"key_mask": mask}
+    terms = pair_terms(z, ids, temperature=temperature, anchor_mask=mask, impl=impl, **options)
+    total = torch.where(mask, terms.positive_lse + terms.self_logit + terms.positive_sum, 0.0).sum()
+    assert torch.autograd.grad(total, temperature)[0].isfinite()
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_groups_are_independent(impl):
     z = torch.randn(2, 3, 7, 4, dtype=torch.float64)
     ids = torch.randint(3, (2, 3, 7))

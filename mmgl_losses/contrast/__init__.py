@@ -95,7 +95,8 @@ def pair_logsumexp(
         bound: a promise that ``|anchor · key| <= bound`` (1 for unit vectors). With it, one constant shift keeps
             exp in range down to small temperatures, instead of a maximum for each row.
         impl: ``"reference"`` forms all pairs (memory N·M); ``"tiled"`` is exact with memory linear in N and M;
-            ``"fused"`` is the latter in Triton kernels, for CUDA; ``"auto"`` picks by size and device.
+            ``"fused"`` is the latter in Triton kernels, for CUDA, where they have not been run yet; ``"auto"``
+            picks between the first two by size.
         precision: the type in which ``"fused"`` multiplies features, the anchors' own by default: in ``bfloat16`` and
             ``float16`` tensor cores are fastest. Features are scaled first and rounded once; sums are float32.
 
@@ -196,8 +197,7 @@ def _contrast(
         pairs = problem.pairs
         if impl == "auto":
             keys = pairs.anchors if pairs.keys is None else pairs.keys
-            linear = "fused" if fused.usable(pairs.anchors) else "tiled"
-            impl = "reference" if pairs.lo.numel() * keys.shape[1] <= DENSE else linear
+            impl = "reference" if pairs.lo.numel() * keys.shape[1] <= DENSE else "tiled"
         if impl == "fused":
             lse = fused.pair_logsumexp(pairs, precision or anchors.dtype)
         else:

@@ -69,12 +69,11 @@ def build(
     own = keys is None or key_ids is None
     if keys is None or key_ids is None:
         # Half of the scale on either side keeps the product symmetric, and gives the temperature its gradient.
-        anchors = anchors * (temperature**-0.5)
         used = None if key_mask is None or anchor_mask is None else key_mask | anchor_mask
-        anchors = _select(anchors, used)
+        anchors = _select(anchors, used) * (temperature**-0.5)
         key_ids = ids
     else:
-        anchors = _select(anchors / temperature, anchor_mask)
+        anchors = _select(anchors, anchor_mask) / temperature
         keys = _select(keys.to(anchors.dtype), key_mask)
     ids, key_ids = _comparable(ids, key_ids, tolerance)
 

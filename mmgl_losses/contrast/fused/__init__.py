@@ -16,11 +16,6 @@ INSTALLED = find_spec("triton") is not None
 WIDEST = 256  # features
 
 
-def usable(anchors: Tensor) -> bool:
-    """Whether `impl="auto"` may take this implementation."""
-    return INSTALLED and anchors.is_cuda and anchors.dtype != torch.float64 and anchors.shape[-1] <= WIDEST
-
-
 def _launch(anchors: Tensor, dtype: torch.dtype) -> ModuleType:
     """The module that launches kernels, for a problem that they serve; one clear error for any other."""
     checks.fused(anchors, dtype, INSTALLED, WIDEST)
