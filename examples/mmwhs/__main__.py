@@ -19,7 +19,7 @@ def parser() -> ArgumentParser:
 
     demo = ArgumentParser(description="MMGL beside random initialisation, with the same few labelled patients.")
     demo.add_argument("--data", type=str | None, help="an MM-WHS or MSD folder; a phantom is made if left out")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="the folder of all results")
+    demo.add_argument("--out", type=Path | None, help="the folder of all results (default: runs/demo-DATA)")
     demo.add_argument("--methods", type=list[str], default=["random", "mmgl"], help="what to compare")
     _what(demo, labelled=2, scale="small")
     _machine(demo)
@@ -115,7 +115,8 @@ def do_demo(args: Namespace, console: Console) -> None:
     from examples.mmwhs.demo import demo
 
     methods = {Path(name).stem: partial(settings, args, name) for name in args.methods}
-    demo(methods, args.out, console, data=args.data)
+    name = "phantom" if args.data is None else Path(args.data).resolve().name
+    demo(methods, args.out or Path("runs") / f"demo-{name}", console, data=args.data)
 
 
 def do_predict(args: Namespace, console: Console) -> None:
