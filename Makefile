@@ -16,7 +16,7 @@ test: $(VENV)/.test  ## the whole test suite
 lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
 	$(BIN)/sphinx-build -W -n -b html docs docs/_build/html
