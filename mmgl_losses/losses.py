@@ -114,7 +114,7 @@ class MultiScaleGlobalContrast(_MultiScale):
         return torch.stack(
             [
                 weight * global_contrast(level, instances, keys=others, key_instances=key_instances, **self.options)
-                for level, others, weight in self._paired(embeddings, keys)
+                for _, level, others, weight in self._paired(embeddings, keys)
             ]
         ).sum()
 
@@ -129,26 +129,25 @@ class MultiScaleGlobalContrast(_MultiScale):
         """What the loss sees: valid anchors, positives, distance from the floor. Arguments as `forward`."""
         options = {name: value for name, value in self.options.items() if name != "formula"}
         formula = resolve(self.options["formula"], GLOBAL_FORMULAS)
-        names = [name for name, _, weight in self.levels("embeddings", embeddings, spatial=False) if weight]
         with torch.no_grad():
             return diagnostics.contrast(
                 (
                     (name, *global_terms(level, instances, keys=others, key_instances=key_instances, **options), weight)
-                    for name, (level, others, weight) in zip(names, self._paired(embeddings, keys), strict=True)
+                    for name, level, others, weight in self._paired(embeddings, keys)
                 ),
                 formula,
                 self.options["temperature"],
                 by_class=False,
             )
 
-    def _paired(self, embeddings: Levels, keys: Levels | None) -> Iterator[tuple[Tensor, Tensor | None, float]]:
+    def _paired(self, embeddings: Levels, keys: Levels | None) -> Iterator[tuple[str, Tensor, Tensor | None, float]]:
         levels = self.levels("embeddings", embeddings, spatial=False)
         others = (
             [None] * len(levels) if keys is None else [key for _, key, _ in self.levels("keys", keys, spatial=False)]
         )
-        for (_, level, weight), key in zip(levels, others, strict=True):
+        for (name, level, weight), key in zip(levels, others, strict=True):
             if weight:
-                yield level, key, weight
+                yield name, level, key, weight
 
 
 class MultiScaleLocalSupCon(_MultiScale):
