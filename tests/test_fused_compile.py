@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-triton = pytest.importorskip("triton")
+import triton
 
 CASES = [
     (kernel, dtype, width)
