@@ -25,6 +25,7 @@ class LevelDiagnostics:
     valid: Mapping[int, int]  #: anchors that count, for each class (for all, under -1, where ids are instances)
     positives: float  #: mean number of positives of a valid anchor
     classes: Mapping[int, float]  #: the mean loss of each class
+    not_finite: int = 0  #: anchors, or points of the logits, that hold NaN or infinity
 
     @property
     def above_floor(self) -> float:
@@ -54,6 +55,10 @@ class Diagnostics:
     @property
     def sentence(self) -> str:
         """Whether it is learning, in one sentence."""
+        broken = [level for level in self.levels if not math.isfinite(level.loss)]
+        if broken:
+            names = ", ".join(f"{level.name} ({level.not_finite} of them)" for level in broken)
+            return f"The loss is not finite: look for NaN or infinity in the vectors of {names} or their keys."
         progress = self.progress
         if math.isnan(progress):
             return "Nothing to learn from: no anchor of this batch counts."
@@ -99,6 +104,7 @@ def contrast(
                 valid={kind: int(mask.sum()) for kind, mask in of_class.items()},
                 positives=terms.n_positives[valid].double().mean().item() if valid.any() else 0.0,
                 classes={kind: _mean(terms, formula, mask) for kind, mask in of_class.items()},
+                not_finite=int((~terms.self_logit[valid].isfinite()).sum()),
             )
         )
     return Diagnostics(tuple(found))
@@ -123,6 +129,7 @@ def _mean(terms: PairTerms, formula: Formula, mask: Tensor) -> float:
 def dice(levels: list[tuple[str, Tensor, float]], labels: Tensor, options: Mapping[str, Any]) -> Diagnostics:
     """Diagnostics of deep supervision from (name, logits, weight) of each level."""
     ignored = options["ignore_index"]
+    labels = labels.long()
     present, counts = labels[labels != ignored].unique(return_counts=True)
     found = []
     for name, logits, weight in levels:
@@ -147,6 +154,7 @@ def dice(levels: list[tuple[str, Tensor, float]], labels: Tensor, options: Mappi
                 valid=dict(zip(present.tolist(), counts.tolist(), strict=True)),
                 positives=0.0,
                 classes=classes,
+                not_finite=int((~logits.isfinite()).any(1).sum()),
             )
         )
     return Diagnostics(tuple(found))

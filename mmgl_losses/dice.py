@@ -58,16 +58,18 @@ def soft_dice(
         tensor(0.)
     """
     checks.feature_map("logits", logits)
-    checks.label_map(labels, logits, "logits")
+    labels = checks.label_map(labels, logits, "logits").long()
     for name, value in (("include_background", include_background), ("batch", batch), ("squared", squared)):
         checks.flag(name, value)
+    if ignore_index is not None:
+        checks.integer("ignore_index", ignore_index)
     checks.number("smooth", smooth, least=0.0)
     checks.number("cross_entropy", cross_entropy, least=0.0, most=1.0)
     classes = logits.shape[1]
     checks.class_labels(labels, classes, ignore_index)
 
     wide = (logits if logits.dtype == torch.float64 else logits.float()).flatten(2)
-    y = resample(labels, logits.shape[2:]).flatten(1).long()
+    y = resample(labels, logits.shape[2:]).flatten(1)
     keep = torch.ones_like(y, dtype=torch.bool) if ignore_index is None else y != ignore_index
     wide = torch.where(keep[:, None], wide, 0.0)
     y = torch.where(keep, y, 0)

@@ -78,6 +78,7 @@ def mean_loss(terms: PairTerms, formula: Formula) -> Tensor:
     """
     valid = valid_anchors(terms, formula)
     losses = formula(PairTerms(*(torch.where(valid, term, fill) for term, fill in zip(terms, _HARMLESS, strict=True))))
+    checks.losses(losses, valid)
     count = valid.sum(-1)
     means = torch.where(valid, losses, 0.0).sum(-1) / count.clamp(min=1)
     return means.sum() / (count > 0).sum().clamp(min=1)

@@ -207,8 +207,14 @@ def local_terms(
     checks.one_of("background", background, BACKGROUND)
     checks.one_of("sampling", sampling, SAMPLING)
     checks.integer("stride", stride, least=1)
+    checks.integer("background_index", background_index)
+    if ignore_index is not None:
+        checks.integer("ignore_index", ignore_index)
+    if instances is not None and pairs != "augmentations":
+        checks.unused("instances", f"pairs={pairs!r}", "Pass `pairs='augmentations'`, or leave them out.")
     checks.feature_map("features", features)
-    checks.label_map(labels, features)
+    # In a narrow type, an index that it cannot hold would wrap around and match another class.
+    labels = checks.label_map(labels, features).long()
     size = [strided(n, stride) for n in features.shape[2:]]
     if sampling == "foreground":
         labels = resample(labels, features.shape[2:])

@@ -20,9 +20,12 @@ class _TwoLinear(nn.Module):
         self.in_channels = checks.integer("in_channels", in_channels, least=1)
         self.hidden_channels = checks.integer("hidden_channels", hidden, least=1)
         self.out_channels = checks.integer("out_channels", out_channels, least=1)
+        # What can be refused comes before what draws random numbers.
+        between = None if norm is None else checks.row_norm(norm, hidden)
+        after = None if activation is None else checks.activation(activation)
         self.first = nn.Linear(in_channels, hidden)
-        self.norm = checks.row_norm(norm(hidden)) if norm is not None else None
-        self.activation = activation() if activation is not None else None
+        self.norm = between
+        self.activation = after
         self.second = nn.Linear(hidden, out_channels)
 
     def project(self, rows: Tensor) -> Tensor:
@@ -126,8 +129,9 @@ class LocalHead(_TwoLinear):
         activation: Activation | None = None,
         norm: Norm | None = None,
     ) -> None:
+        checks.integer("stride", stride, least=1)
         super().__init__(in_channels, hidden_channels, out_channels, activation, norm)
-        self.stride = checks.integer("stride", stride, least=1)
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) -> (B, out_channels, *ceil(spatial / stride))."""

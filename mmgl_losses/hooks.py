@@ -107,7 +107,7 @@ def resolve(net: nn.Module, name: str) -> str:
     path = name
     if name not in paths:
         by_plain = {_plain(path): path for path in reversed(paths)}
-        plain = _plain(str(name))
+        plain = _plain(name) if isinstance(name, str) else name
         checks.known_names("a module of the network", [plain], by_plain)
         path = by_plain[plain]
     module, parts = net, path.split(".") if path else []

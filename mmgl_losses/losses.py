@@ -84,7 +84,7 @@ class MultiScaleGlobalContrast(_MultiScale):
         tolerance: float | None = None,
         impl: str = "auto",
     ) -> None:
-        checks.temperature(temperature)
+        checks.fixed_temperature(temperature)
         resolve(formula, GLOBAL_FORMULAS)
         checks.implementation(impl)
         if tolerance is not None:
@@ -142,6 +142,7 @@ class MultiScaleGlobalContrast(_MultiScale):
 
     def _paired(self, embeddings: Levels, keys: Levels | None) -> Iterator[tuple[str, Tensor, Tensor | None, float]]:
         levels = self.levels("embeddings", embeddings, spatial=False)
+        checks.equal_rows("embeddings", [level for _, level, weight in levels if weight])
         others = (
             [None] * len(levels) if keys is None else [key for _, key, _ in self.levels("keys", keys, spatial=False)]
         )
@@ -194,7 +195,7 @@ class MultiScaleLocalSupCon(_MultiScale):
         sampling: str = "grid",
         impl: str = "auto",
     ) -> None:
-        checks.temperature(temperature)
+        checks.fixed_temperature(temperature)
         resolve(formula, LOCAL_FORMULAS)
         checks.implementation(impl)
         checks.one_of("pairs", pairs, PAIRS)

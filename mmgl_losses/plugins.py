@@ -65,6 +65,7 @@ def create(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
         4
     """
     checks.one_of("kind", kind, GROUPS)
+    checks.name(f"the name of a {kind}", name)
     for known in (_BUILT_IN[kind], _registered[kind]):
         if name in known:
             return known[name](*arguments, **options)
@@ -79,6 +80,7 @@ def create(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _register(kind: str, name: str, factory: Callable[..., Any]) -> None:
+    checks.name(f"the name of a {kind}", name)
     if name in available(kind):
         raise ValueError(checks.message(f"a new name for a {kind}", repr(name), "It is taken."))
     if not callable(factory):

@@ -48,6 +48,8 @@ def strided(size: int, stride: int) -> int:
         >>> strided(10, 4)
         3
     """
+    checks.integer("size", size, least=0)
+    checks.integer("stride", stride, least=1)
     return -(-size // stride)
 
 
@@ -67,7 +69,9 @@ def resample(x: Tensor, size: Sequence[int]) -> Tensor:
         >>> resample(torch.arange(10), (3,))
         tensor([1, 5, 8])
     """
-    first = x.ndim - len(size)
+    first = checks.tensor("x", x).ndim - len(size)
+    if first < 0:
+        checks.too_many_axes("x", x, len(size))
     for axis, m in enumerate(size, start=first):
         if x.shape[axis] != m:
             x = x.index_select(axis, places(x.shape[axis], m).to(x.device))
@@ -111,6 +115,7 @@ def normalise(x: Tensor) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
+    checks.floating("x", x)
     x = x if x.dtype == torch.float64 else x.float()
     largest = x.detach().abs().amax(-1, keepdim=True)
     zero = largest == 0

@@ -44,7 +44,7 @@ class FeatureTaps:
 
     def __init__(self, net: nn.Module, names: Iterable[str] | Mapping[str, Selector | None]) -> None:
         self._net = checks.network("net", net)
-        selectors = names if isinstance(names, Mapping) else dict.fromkeys(names)
+        selectors = checks.tap_names(names)
         self._paths = {name: resolve(net, name) for name in selectors}
         self._taps = {name: Tap(name, selector) for name, selector in selectors.items()}
         self._handles: list[RemovableHandle] = []
@@ -116,8 +116,8 @@ class TappedModel(nn.Module):
         super().__init__()
         self.net = checks.network("net", net)
         self.output = checks.flag("output", output)
-        selectors = selectors or {}
-        checks.known_names("a tapped module in `selectors`", selectors, heads)
+        checks.heads(heads)
+        selectors = checks.selectors(selectors, heads)
         self._paths = {name: resolve(net, name) for name in heads}
         self._taps = {name: Tap(name, selectors.get(name)) for name in heads}
         self._keys = {name: head_key(name) for name in heads}
@@ -232,8 +232,9 @@ def attach_heads(
         torch.Size([2, 128])
     """
     checks.network("net", net)
-    selectors = selectors or {}
     modules = {name: net.get_submodule(resolve(net, name)) for name in checks.heads(heads)}
+    selectors = checks.selectors(selectors, heads)
+    checks.flag("output", output)
     calls = dry_run(net, example).calls
     first_names = {module: name for name, module in net.named_modules()}
     dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)

@@ -34,6 +34,7 @@ class Encoder(nn.Module):
 
     def __init__(self, in_channels: int, channels: tuple[int, ...], dims: int, norm: str | None) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.dims = dims
         self.norm = norm
         down = (in_channels, *channels[:-1])
@@ -45,7 +46,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, *spatial) -> the outputs of the blocks, fine to coarse, and of `up`."""
         factor = 2 ** len(self.pools)
-        checks.image("x", x, dims=self.dims, factor=factor, several=self.norm == "instance")
+        several = self.norm == "instance"
+        checks.image("x", x, channels=self.in_channels, dims=self.dims, factor=factor, several=several)
         features = []
         for block, pool in zip(self.blocks, self.pools, strict=True):
             features.append(block(x))

@@ -300,39 +300,3 @@ def test_terms_are_named():
     assert PairTerms._fields == (
         "positive_lse", "negative_lse", "positive_sum", "self_logit", "n_positives", "n_negatives",
     )  # fmt: skip
-
-
-Z, IDS = torch.zeros(4, 3), torch.zeros(4).long()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "text"),
-    [
-        ({"anchors": Z.long()}, TypeError, "Expected `anchors` to be a floating-point tensor, got type torch.int64."),
-        ({"anchors": [1.0]}, TypeError, "Expected `anchors` to be a tensor, got list."),
-        ({"anchors": Z[0]}, ValueError, r"Expected `anchors` of shape \(\*groups, N, D\), got \(3,\)."),
-        ({"ids": IDS[:2]}, ValueError, r"Expected `ids` of shape \(4,\), got \(2,\)."),
-        ({"ids": torch.zeros(4, dtype=torch.cfloat)}, TypeError, "Expected `ids` to be of a real type"),
-        ({"temperature": 0}, ValueError, "Expected `temperature` to be a finite number above 0, got 0."),
-        ({"temperature": -1.0}, ValueError, "Expected `temperature` to be a finite number above 0, got -1.0."),
-        ({"temperature": math.nan}, ValueError, "above 0, got nan"),
-        ({"temperature": math.inf}, ValueError, "above 0, got inf"),
-        ({"temperature": True}, TypeError, "got True of type bool"),
-        ({"temperature": torch.ones(2)}, ValueError, "0-d floating-point tensor, got a tensor of shape"),
-        ({"keys": Z}, ValueError, "Expected `key_ids` and `keys` together, as `key_ids` is needed with `keys`, got `keys` alone."),
-        ({"key_ids": IDS}, ValueError, "got `key_ids` alone"),
-        ({"self_index": IDS}, ValueError, "got `self_index` alone"),
-        ({"keys": torch.zeros(4, 2), "key_ids": IDS}, ValueError, r"`keys` of shape \(M, 3\) for `anchors`"),
-        ({"anchor_mask": torch.ones(4)}, TypeError, "Expected `anchor_mask` to be of a bool type, got torch.float32."),
-        ({"key_mask": torch.ones(3).bool()}, ValueError, r"`key_mask` of shape \(4,\), got \(3,\)"),
-        ({"key_log_weights": torch.ones(4, requires_grad=True)}, ValueError, "They are constants"),
-        ({"tolerance": -1.0}, ValueError, "`tolerance` to be a finite number of at least 0"),
-        ({"bound": math.nan}, ValueError, "`bound` to be a finite number of at least 0"),
-        ({"impl": "tile"}, ValueError, "'auto', 'reference', 'tiled', 'fused', got 'tile'. Did you mean 'tiled'?"),
-    ],
-)  # fmt: skip
-def test_bad_input(arguments, error, text):
-    defaults = {"anchors": Z, "ids": IDS, "temperature": 1.0}
-    arguments = defaults | arguments
-    with pytest.raises(error, match=text):
-        pair_logsumexp(arguments.pop("anchors"), arguments.pop("ids"), **arguments)

@@ -411,39 +411,3 @@ def test_gradcheck(x, labels):
             lambda x, formula=formula: local_supcon(as_map(x), labels[None], temperature=TAU, formula=formula),
             x.requires_grad_(),
         )
-
-
-Y = torch.zeros(2, 8, 8, dtype=torch.long)
-X = torch.randn(2, 3, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "text"),
-    [
-        (lambda: local_supcon(X, Y.float()), TypeError, "`labels` to be an integer tensor, got type torch.float32. Labels are class"),
-        (lambda: local_supcon(X, Y.bool()), TypeError, "`labels` to be an integer tensor, got type torch.bool"),
-        (lambda: local_supcon(X, Y[:, None]), ValueError, r"Expected `labels` of shape \(2, H, W\) for `features` of shape \(2, 3, 8, 8\), got \(2, 1, 8, 8\). Remove"),
-        (lambda: local_supcon(X, Y[:1]), ValueError, r"got \(1, 8, 8\)"),
-        (lambda: local_supcon(X[0, 0], Y), ValueError, r"`features` of shape \(B, C, \*spatial\), got \(8, 8\)"),
-        (lambda: local_supcon(X.long(), Y), TypeError, "`features` to be a floating-point tensor"),
-        (lambda: local_supcon(X, Y, formula="sup_con"), ValueError, "got 'sup_con'. Did you mean 'supcon'?"),
-        (lambda: local_supcon(X, Y, formula="nt_xent"), ValueError, "'supcon', 'supcon_in', 'mmgl', got 'nt_xent'"),
-        (lambda: local_supcon(X, Y, pairs="view"), ValueError, "Expected `pairs` to be one of 'image', 'augmentations', 'batch', got 'view'."),
-        (lambda: local_supcon(X, Y, background="drop"), ValueError, "Expected `background` to be one of"),
-        (lambda: local_supcon(X, Y, stride=0), ValueError, "Expected `stride` to be an integer of at least 1, got 0."),
-        (lambda: local_supcon(X, Y, stride=2.0), TypeError, "Expected `stride` to be an integer"),
-        (lambda: local_supcon(X, Y, temperature=0.0), ValueError, "`temperature`"),
-        (lambda: local_supcon(X[:1], Y[:1], pairs="augmentations"), ValueError, "Expected an even batch, got 1."),
-        (lambda: local_supcon(X.repeat(2, 1, 1, 1), Y.repeat(2, 1, 1), [0, 0, 0, 1], pairs="augmentations"), ValueError, "equally often"),
-        (lambda: global_contrast(X), ValueError, r"`embeddings` of shape \(A\*B, D\), got \(2, 3, 8, 8\). Pool"),
-        (lambda: global_contrast(torch.randn(3, 4)), ValueError, "an even number of rows in `embeddings`, got 3. Stack"),
-        (lambda: global_contrast(torch.randn(4, 4), torch.arange(3)), ValueError, r"`instances` of shape \(4,\), got \(3,\)"),
-        (lambda: global_contrast(torch.randn(4, 4), keys=torch.randn(4, 4)), ValueError, "`instances` beside `keys`"),
-        (lambda: global_contrast(torch.randn(4, 4), torch.arange(4), keys=torch.randn(4, 4)), ValueError, "`keys` alone"),
-        (lambda: global_contrast(torch.randn(4, 4), torch.arange(4), keys=torch.randn(4, 5), key_instances=torch.arange(4)), ValueError, r"`keys` of shape \(K, 4\), got \(4, 5\)"),
-        (lambda: global_contrast(torch.randn(4, 4), tolerance=-1.0), ValueError, "`tolerance`"),
-    ],
-)  # fmt: skip
-def test_bad_input(call, error, text):
-    with pytest.raises(error, match=text):
-        call()

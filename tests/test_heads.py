@@ -134,23 +134,3 @@ def test_seeded_state_dict_round_trip():
 def test_repr_shows_the_options():
     assert "stride=2" in repr(LocalHead(3, stride=2))
     assert "in_features=3" in repr(GlobalHead(3))
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "words"),
-    [
-        (lambda: GlobalHead(0), ValueError, r"`in_channels` to be an integer of at least 1, got 0"),
-        (lambda: GlobalHead(3, 1.5), TypeError, r"`out_channels`"),
-        (lambda: LocalHead(3, stride=0), ValueError, r"`stride`"),
-        (lambda: LocalHead(3, hidden_channels=True), TypeError, r"`hidden_channels`"),
-        (lambda: SegmentationHead(3, 0), ValueError, r"`out_channels`"),
-        (lambda: LocalHead(3, norm=nn.BatchNorm2d), TypeError, r"got BatchNorm2d.*BatchNorm1d"),
-        (lambda: LocalHead(3, norm=lambda channels: "x"), TypeError, r"`norm`.*got str"),
-        (lambda: GlobalHead(3)(torch.zeros(2, 4, 5, 5)), ValueError, r"\(B, 3, \*spatial\), got \(2, 4, 5, 5\)"),
-        (lambda: LocalHead(3)(torch.zeros(2, 3)), ValueError, r"`x` of shape \(B, C, \*spatial\), got \(2, 3\)"),
-        (lambda: LocalHead(3)(torch.zeros(2, 3, 4, dtype=torch.int64)), TypeError, r"floating-point"),
-    ],
-)
-def test_errors(make, error, words):
-    with pytest.raises(error, match=words):
-        make()

@@ -54,20 +54,6 @@ def test_registered():
     assert "Mine" in plugins.available("loss")
 
 
-def test_names_are_taken_once():
-    with pytest.raises(ValueError, match="Expected a new name for a loss, got 'DeepSupervisionDice'. It is taken."):
-        plugins.register_loss("DeepSupervisionDice", dict)
-    with pytest.raises(TypeError, match="a callable that makes the head, got int"):
-        plugins.register_head("Five", 5)
-
-
-def test_unknown_name():
-    with pytest.raises(ValueError, match="got 'LocalHaed'. Did you mean 'LocalHead'"):
-        plugins.create("head", "LocalHaed", 4)
-    with pytest.raises(ValueError, match="Expected `kind` to be one of 'loss', 'head', got 'metric'"):
-        plugins.create("metric", "Dice")
-
-
 def test_installed_is_loaded_when_created(installed):
     installed(
         "loss", ("Theirs", "collections:OrderedDict", "their-package"), ("Broken", "no_such_module:x", "bad-package")

@@ -112,9 +112,3 @@ def test_foreground_places_keep_a_single_pixel():
     assert 5 not in sampling.subsample(labels, 4, first=1)
     chosen = sampling.foreground_places(labels, (4, 4), excluded=(0,))
     assert (labels.flatten(1).gather(1, chosen) == 5).sum() == 1
-
-
-@pytest.mark.parametrize(("size", "m"), [(0, 1), (1, 0), (-3, 2)])
-def test_places_refuses(size, m):
-    with pytest.raises(ValueError, match="to be an integer of at least 1, got"):
-        sampling.places(size, m)

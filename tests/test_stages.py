@@ -332,8 +332,7 @@ def test_compiled_parts_are_seen_through():
     assert [name.removeprefix("_orig_mod.") for name in whole.encoder] == list(plain.encoder)
 
 
-def test_errors():
-    with pytest.raises(TypeError, match=r"`net` to be a torch.nn.Module, got str"):
-        discover_stages("net", image())  # type: ignore[arg-type]
+def test_errors_of_the_network_come_through():
+    """What a network has to say about its input, it says itself."""
     with pytest.raises(RuntimeError, match="channels"):
-        discover_stages(UNet(3, 2, channels=(4, 6, 8)), image())
+        discover_stages(nn.Sequential(conv(3, 4)), image())

@@ -646,23 +646,6 @@ def test_data_parallel_is_refused():
         tapped(image())
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "words"),
-    [
-        (lambda: attach_heads(3, image(), {"enc.1": GlobalHead}), TypeError, "`net` to be a torch.nn.Module, got int"),
-        (lambda: attach_heads(Net(), image(), {}), ValueError, "`heads` to be a non-empty mapping"),
-        (lambda: attach_heads(Net(), image(), ["enc.1"]), TypeError, "`heads` to be a non-empty mapping.*got list"),
-        (lambda: attach_heads(Net(), image(), {"enc.1": 128}), TypeError, r"`heads\['enc.1'\]`.*got int"),
-        (lambda: attach_heads(Net(), image(), {"enc.1": lambda c: c}), TypeError, r"`heads\['enc.1'\]`.*got int"),
-        (lambda: tapped_net(output=0), TypeError, "`output` to be True or False"),
-        (lambda: tapped_net(selectors={"out": 0}), ValueError, "`selectors`, got 'out'"),
-    ],
-)
-def test_wrong_arguments(make, error, words):
-    with pytest.raises(error, match=words):
-        make()
-
-
 def test_inference_mode_and_functional_call():
     tapped, x = tapped_net().eval(), image()
     expected = tapped(x)[1]["enc.1"]

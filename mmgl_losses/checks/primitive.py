@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmgl_losses.checks.tensors import floating, of_shape, same_device, shape, tensor
+from mmgl_losses.checks.tensors import floating, of_shape, readable, same_device, shape, tensor
 from mmgl_losses.checks.values import message, number, one_of
 
 IMPLEMENTATIONS = ("auto", "reference", "tiled", "fused")
@@ -20,7 +20,17 @@ def temperature(value: object) -> None:
         if value.ndim or not value.is_floating_point():
             got = f"a tensor of shape {shape(value)} and type {value.dtype}"
             raise ValueError(message("`temperature` to be a float or a 0-d floating-point tensor", got))
-        return  # its value stays on its device; reading it would wait for the device
+        if not readable(value):
+            return  # its value stays on its device; reading it would wait for the device
+        value = value.item()
+    number("temperature", value, above=0.0)
+
+
+def fixed_temperature(value: object) -> None:
+    """A positive, finite float: a loss module has no parameters, so it would never train a tensor."""
+    if isinstance(value, Tensor):
+        cure = "A loss module has no parameters; to train a temperature, give it to `functional`."
+        raise TypeError(message("`temperature` to be a finite number above 0", "a tensor", cure))
     number("temperature", value, above=0.0)
 
 
@@ -41,6 +51,8 @@ def contrast(
     checked = floating("anchors", anchors)
     if checked.ndim < 2:
         raise ValueError(message("`anchors` of shape (*groups, N, D)", shape(checked)))
+    if not checked.shape[-1]:
+        raise ValueError(message("`anchors` of at least one number each", f"shape {shape(checked)}"))
     groups, n = checked.shape[:-2], checked.shape[-2]
     m = n
     if keys is not None:
@@ -49,6 +61,7 @@ def contrast(
         if others.ndim != checked.ndim or others.shape[:-2] != groups or others.shape[-1] != checked.shape[-1]:
             expected = f"`keys` of shape ({', '.join(map(str, wanted))}) for `anchors` of shape {shape(checked)}"
             raise ValueError(message(expected, shape(others)))
+        same_device("keys", others, "anchors", checked)
         m = others.shape[-2]
     given = "is needed with" if keys is not None and key_ids is None else "goes with"
     if (keys is None) != (key_ids is None) or (keys is None and self_index is not None):
@@ -79,10 +92,44 @@ def contrast(
     if isinstance(key_log_weights, Tensor) and key_log_weights.requires_grad:
         cure = "They are constants; call `.detach()`."
         raise ValueError(message("`key_log_weights` that need no gradient", "requires_grad=True", cure))
+    _contrast_values(ids, key_ids, self_index, anchor_mask, key_mask, key_log_weights, keys=m)
     if tolerance is not None:
         number("tolerance", tolerance, least=0.0)
     if bound is not None:
         number("bound", bound, least=0.0)
+
+
+def _contrast_values(
+    ids: object,
+    key_ids: object,
+    self_index: object,
+    anchor_mask: object,
+    key_mask: object,
+    key_log_weights: object,
+    *,
+    keys: int,
+) -> None:
+    """Values that would give a wrong number quietly; read on the CPU only, where that costs no wait."""
+    masks: list[object] = [anchor_mask, key_mask]
+    if key_ids is None:  # a row is an anchor and a key
+        both = isinstance(anchor_mask, Tensor) and isinstance(key_mask, Tensor)
+        masks[0] = anchor_mask.logical_or(key_mask) if both else None  # pyright: ignore
+    for name, value, mask in (("ids", ids, masks[0]), ("key_ids", key_ids, masks[1])):
+        if isinstance(value, Tensor) and value.is_floating_point() and readable(value):
+            lost = value.isnan() & mask if isinstance(mask, Tensor) else value.isnan()
+            if lost.any():
+                cure = "NaN is no id: leave such rows out with a mask."
+                raise ValueError(message(f"`{name}` that are numbers", f"{int(lost.sum())} NaN", cure))
+    if isinstance(self_index, Tensor) and readable(self_index):
+        least, most = int(self_index.min()), int(self_index.max())
+        if least < -1 or most >= keys:
+            cure = "-1 stands for anchors that are no key."
+            raise ValueError(message(f"`self_index` in -1 ... {keys - 1}", least if least < -1 else most, cure))
+    if isinstance(key_log_weights, Tensor) and readable(key_log_weights):
+        used = key_log_weights[key_mask] if isinstance(key_mask, Tensor) else key_log_weights
+        if not used.isfinite().all():
+            cure = "Leave keys of weight 0 out with `key_mask`."
+            raise ValueError(message("finite `key_log_weights`", used[~used.isfinite()][0].item(), cure))
 
 
 def fused(anchors: Tensor, precision: torch.dtype, installed: bool, widest: int) -> None:

@@ -1,20 +1,35 @@
 """Checks of networks, heads and what taps find."""
 
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
 from mmgl_losses.checks.tensors import shape
-from mmgl_losses.checks.values import message
+from mmgl_losses.checks.values import known_names, message, typed
 
 
-def row_norm(module: object) -> nn.Module:
-    """A normalisation layer that can work on rows (N, channels)."""
+def activation(make: object) -> nn.Module:
+    """An activation, from what makes one."""
+    expected = "`activation` to make an activation, called with nothing"
+    if isinstance(make, nn.Module) or not callable(make):
+        raise TypeError(message(expected, typed(make), "Pass the class: `nn.ReLU`, not `nn.ReLU()`."))
+    made = make()
+    if not isinstance(made, nn.Module):
+        raise TypeError(message(expected, typed(made)))
+    return made
+
+
+def row_norm(make: object, channels: int) -> nn.Module:
+    """A normalisation layer that can work on rows (N, channels), from what makes one."""
     expected = "`norm` to make a layer for rows (N, channels)"
     cure = "Use `nn.BatchNorm1d`, which is batch normalisation over all points, or `nn.LayerNorm`."
+    calling = f"{expected}, called with the number of channels"
+    if isinstance(make, nn.Module) or not callable(make):
+        raise TypeError(message(calling, typed(make), cure))
+    module = make(channels)
     if not isinstance(module, nn.Module):
-        raise TypeError(message(f"{expected}, called with the number of channels", type(module).__name__, cure))
+        raise TypeError(message(calling, typed(module), cure))
     spatial = nn.BatchNorm2d | nn.BatchNorm3d | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
     if isinstance(module, spatial):
         raise TypeError(message(expected, type(module).__name__, cure))
@@ -25,6 +40,32 @@ def network(name: str, value: object) -> nn.Module:
     """`value` is a module."""
     if not isinstance(value, nn.Module):
         raise TypeError(message(f"`{name}` to be a torch.nn.Module", type(value).__name__))
+    return value
+
+
+def tap_names(value: object) -> Mapping[str, Any]:
+    """Names of modules, or a mapping from them to selectors, as a mapping to selectors or None."""
+    expected = "`names` to be names of modules, or a mapping from names to selectors"
+    if isinstance(value, str | nn.Module) or not isinstance(value, Iterable):
+        raise TypeError(message(expected, typed(value), "Put a single name in a list."))
+    named = value if isinstance(value, Mapping) else dict.fromkeys(value)
+    if not named:
+        raise ValueError(message(expected, "none"))
+    selectors({name: selector for name, selector in named.items() if selector is not None}, named)
+    return named
+
+
+def selectors(value: object, names: Collection[str]) -> Mapping[str, Any]:
+    """A mapping from tapped names to an index, a key, an attribute's name or a function."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(message("`selectors` to be a mapping from names to selectors", typed(value)))
+    known_names("a tapped module in `selectors`", value, names)
+    for name, selector in value.items():
+        if isinstance(selector, bool) or not (isinstance(selector, int | str) or callable(selector)):
+            expected = f"the selector of {name!r} to be an index, a key, an attribute's name or a function"
+            raise TypeError(message(expected, typed(selector)))
     return value
 
 

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
+from typing import NoReturn
+
+from torch import Tensor
 
 
 def message(expected: str, got: object, cure: str = "") -> str:
@@ -12,16 +15,29 @@ def message(expected: str, got: object, cure: str = "") -> str:
 
 def one_of(name: str, value: object, options: Collection[str]) -> None:
     """`value` is one of `options`."""
+    wanted = f"`{name}` to be one of {', '.join(map(repr, options))}"
+    if not isinstance(value, str):
+        raise TypeError(message(wanted, typed(value)))
     if value not in options:
-        close = get_close_matches(str(value), list(options), n=1)
-        cure = f"Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(message(f"`{name}` to be one of {', '.join(map(repr, options))}", repr(value), cure))
+        close = get_close_matches(value, list(options), n=1)
+        raise ValueError(message(wanted, repr(value), f"Did you mean {close[0]!r}?" if close else ""))
 
 
-def choice(name: str, value: object, options: Collection[object]) -> None:
-    """`value` is one of `options`, which need not be strings."""
+def choice(name: str, value: object, options: Collection[int]) -> None:
+    """`value` is one of the integers `options`."""
+    wanted = f"`{name}` to be one of {', '.join(map(repr, options))}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(message(wanted, typed(value)))
     if value not in options:
-        raise ValueError(message(f"`{name}` to be one of {', '.join(map(repr, options))}", repr(value)))
+        raise ValueError(message(wanted, repr(value)))
+
+
+def typed(value: object) -> str:
+    """A value of a wrong type in a message, on one line: ``'0.1' of type str``; of a tensor its shape."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    shown = repr(value)
+    return f"{shown} of type {type(value).__name__}" if len(shown) < 80 and "\n" not in shown else type(value).__name__
 
 
 def number(
@@ -36,7 +52,7 @@ def number(
     if most < math.inf:
         wanted += f" and at most {most:g}" if least > -math.inf or above > -math.inf else f" of at most {most:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(message(f"`{name}` to be {wanted}", f"{value!r} of type {type(value).__name__}"))
+        raise TypeError(message(f"`{name}` to be {wanted}", typed(value)))
     if not (math.isfinite(value) and least <= value <= most and value > above):
         raise ValueError(message(f"`{name}` to be {wanted}", repr(value)))
     return float(value)
@@ -46,7 +62,7 @@ def integer(name: str, value: object, *, least: int | None = None) -> int:
     """`value` is an integer (not a bool) of at least `least`."""
     wanted = "an integer" + (f" of at least {least}" if least is not None else "")
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(message(f"`{name}` to be {wanted}", f"{value!r} of type {type(value).__name__}"))
+        raise TypeError(message(f"`{name}` to be {wanted}", typed(value)))
     if least is not None and value < least:
         raise ValueError(message(f"`{name}` to be {wanted}", value))
     return value
@@ -55,15 +71,31 @@ def integer(name: str, value: object, *, least: int | None = None) -> int:
 def flag(name: str, value: object) -> bool:
     """`value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(message(f"`{name}` to be True or False", f"{value!r} of type {type(value).__name__}"))
+        raise TypeError(message(f"`{name}` to be True or False", typed(value)))
     return value
+
+
+def name(what: str, value: object) -> str:
+    """A string that is not empty."""
+    if not isinstance(value, str):
+        raise TypeError(message(f"{what} to be a string", typed(value)))
+    if not value:
+        raise ValueError(message(f"{what} not to be empty", repr(value)))
+    return value
+
+
+def unused(name: str, where: str, cure: str) -> NoReturn:
+    """Refuse an argument that would have no effect."""
+    raise ValueError(message(f"no `{name}` with {where}", f"`{name}`", cure))
 
 
 def known_names(kind: str, names: Collection[str], existing: Collection[str]) -> None:
     """Every name exists; the message names the closest ones."""
     for name in names:
+        if not isinstance(name, str):
+            raise TypeError(message(f"the name of {kind}", typed(name)))
         if name not in existing:
-            close = get_close_matches(str(name), list(existing), n=3, cutoff=0.5)
+            close = get_close_matches(name, list(existing), n=3, cutoff=0.5)
             cure = f"Close matches: {', '.join(map(repr, close))}." if close else ""
             raise ValueError(message(f"the name of {kind}", repr(name), cure))
 
@@ -71,6 +103,8 @@ def known_names(kind: str, names: Collection[str], existing: Collection[str]) ->
 def channel_plan(name: str, value: object) -> tuple[int, ...]:
     """The channels of the levels of a U-Net: at least one level and the bottleneck."""
     expected = f"`{name}` to be a sequence of at least 2 integers, one per level and one for the bottleneck"
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) < 2:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(message(expected, typed(value)))
+    if len(value) < 2:
         raise ValueError(message(expected, repr(value)))
     return tuple(integer(f"{name}[{i}]", item, least=1) for i, item in enumerate(value))

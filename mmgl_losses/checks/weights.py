@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mmgl_losses.checks.tensors import shape
-from mmgl_losses.checks.values import message, number
+from mmgl_losses.checks.values import message, number, typed
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def levels(name: str, values: object, weights: Levels[float]) -> list[tuple[str,
         raise TypeError(message(expected, f"a tensor of shape {shape(values)}", cure))
     if isinstance(weights, Mapping):
         if not isinstance(values, Mapping) or set(values) != set(weights):
-            got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+            got = list(values) if isinstance(values, Mapping) else type(values).__name__
             expected = f"`{name}` to be a mapping with the keys of `weights`, {sorted(weights)}"
             raise ValueError(message(expected, got))
         return [(f"{name}[{key!r}]", values[key], weights[key]) for key in weights]
@@ -55,14 +55,24 @@ def coarse_to_fine(name: str, sizes: Sequence[Sequence[int]]) -> None:
     raise ValueError(message(f"`{name}` ordered from coarse to fine", [tuple(size) for size in sizes], cure))
 
 
+def equal_rows(name: str, values: Sequence[Tensor]) -> None:
+    """Every level holds the same rows: one image is one row at all levels."""
+    rows = [len(value) for value in values if isinstance(value, Tensor) and value.ndim]
+    if len(set(rows)) > 1:
+        raise ValueError(message(f"as many rows at each level of `{name}`", rows))
+
+
 def level_weights(weights: object) -> tuple[float, ...] | dict[str, float]:
     """A non-empty sequence, or mapping, of finite weights of at least 0, not all 0."""
     expected = "`weights` to be a non-empty sequence or mapping of numbers, one per level"
     if not isinstance(weights, Mapping | Sequence) or isinstance(weights, str):
-        raise TypeError(message(expected, f"{weights!r} of type {type(weights).__name__}"))
+        raise TypeError(message(expected, typed(weights)))
     if not weights:
         raise ValueError(message(expected, repr(weights)))
     named = weights if isinstance(weights, Mapping) else dict(enumerate(weights))
+    for key in weights if named is weights else ():
+        if not isinstance(key, str):
+            raise TypeError(message("the keys of `weights` to be the names of levels", typed(key)))
     checked = {key: number(f"weights[{key!r}]", value, least=0.0) for key, value in named.items()}
     if not any(checked.values()):
         raise ValueError(message("at least one of `weights` above 0", repr(weights)))
