@@ -48,7 +48,7 @@ LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, 
 
 
 _WITHOUT_NEGATIVES = frozenset({supcon, supcon_in, mmgl_global})  # these have a value where N(i) is empty
-_HARMLESS = (0.0, 0.0, 0.0, 0.0, 1, 1)  # terms that no formula chokes on
+HARMLESS = (0.0, 0.0, 0.0, 0.0, 1, 1)  # terms that no formula chokes on
 
 
 def resolve(formula: str | Formula, named: dict[str, Formula]) -> Formula:
@@ -77,7 +77,7 @@ def mean_loss(terms: PairTerms, formula: Formula) -> Tensor:
     there can leak: ``0 * inf`` and ``0 * NaN`` would.
     """
     valid = valid_anchors(terms, formula)
-    losses = formula(PairTerms(*(torch.where(valid, term, fill) for term, fill in zip(terms, _HARMLESS, strict=True))))
+    losses = formula(PairTerms(*(torch.where(valid, term, fill) for term, fill in zip(terms, HARMLESS, strict=True))))
     checks.losses(losses, valid)
     count = valid.sum(-1)
     means = torch.where(valid, losses, 0.0).sum(-1) / count.clamp(min=1)

@@ -24,7 +24,12 @@ LAYERS = [
     {"losses"},
     {"plugins"},
     {""},
+    {"testing.laws"},
+    {"testing.cases", "testing.heads", "testing.formulas"},
+    {"testing.losses"},
+    {"testing"},
 ]
+FOLDERS = {"contrast", "testing"}  # whose modules have layers of their own
 
 
 def modules() -> dict[str, Path]:
@@ -50,7 +55,7 @@ def imports(path: Path) -> set[str]:
 
 
 def layer(module: str) -> int:
-    places = [i for i, names in enumerate(LAYERS) if module in names or module.split(".")[0] in names - {"contrast"}]
+    places = [i for i, names in enumerate(LAYERS) if module in names or module.split(".")[0] in names - FOLDERS]
     assert len(places) == 1, f"{module!r} has no layer: give it one in LAYERS"
     return places[0]
 
