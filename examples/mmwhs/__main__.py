@@ -1,6 +1,7 @@
-"""The command line: ``python -m examples.mmwhs demo | phantom | run | predict``."""
+"""The command line: ``python -m examples.mmwhs demo | phantom | run | table | ablation | predict``."""
 
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -8,8 +9,14 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from examples.mmwhs import config
+from examples.mmwhs.methods import built_in, load, load_all
+from mmgl_losses import checks
 
 DEFAULTS = config.Compute()
+# The rows of the paper's Table 1 and what stands beside them; the bars of its Fig. 3.
+TABLE = ["random", "global", "global_local", "semicontrast", "mmgl_226", "mmgl_127", "mmgl_334", "mmgl"]
+BESIDE = ["random_ds", "pcl", "moco", "mmgl_printed", "supervised_planes", "full"]
+ABLATION = ["random", "random_ds", "global_multiscale", "global_multiview", "mmgl_334"]
 
 
 def parser() -> ArgumentParser:
@@ -35,12 +42,20 @@ def parser() -> ArgumentParser:
     run = ArgumentParser(description="Train, evaluate and report one method; a killed run continues.")
     run.add_argument("--config", action="config", help="a YAML file with any of these options")
     run.add_argument("--data", type=str, required=True, help="an MM-WHS or MSD folder")
-    methods = ", ".join(config.built_in(config.Method))
+    methods = ", ".join(built_in(config.Method))
     run.add_argument("--method", type=str, default="mmgl", help=f"{methods}, or a YAML file")
     run.add_argument("--out", type=Path | None, help="the folder of the run (default: runs/DATA-METHOD-LABELLED-SEED)")
     _what(run, labelled=0.2, scale="paper")
     _machine(run)
     commands.add_subcommand("run", run, help=run.description)
+
+    table = ArgumentParser(description="Table 1: all methods, numbers of labelled patients and seeds; resumable.")
+    _many(table, methods=[*TABLE, *BESIDE], labelled=[0.1, 0.2, 0.4])
+    commands.add_subcommand("table", table, help=table.description)
+
+    ablation = ArgumentParser(description="Fig. 3: what each part of MMGL adds; resumable.")
+    _many(ablation, methods=ABLATION, labelled=[0.2])
+    commands.add_subcommand("ablation", ablation, help=ablation.description)
 
     predict = ArgumentParser(description="Segment a NIfTI volume with the model.pt of a finished run.")
     predict.add_argument("image", type=Path, help="the volume")
@@ -51,13 +66,38 @@ def parser() -> ArgumentParser:
     return top
 
 
+def _many(command: ArgumentParser, *, methods: list[str], labelled: list[float | int]) -> None:
+    command.add_argument("--data", type=str, required=True, help="an MM-WHS or MSD folder")
+    command.add_argument("--out", type=Path | None, help="the folder of all results (default: runs/table-DATA)")
+    command.add_argument(
+        "--results", type=Path | None, help="a JSON file for each run goes here (default: OUT/results)"
+    )
+    names = f"names or YAML files (default: {' '.join(methods)})"
+    command.add_argument("--methods", type=str, nargs="+", default=methods, help=names)
+    counts = "labelled patients: counts, or fractions with a point"
+    command.add_argument("--labelled", type=int | float, nargs="+", default=labelled, help=counts)
+    command.add_argument("--seeds", type=str, nargs="+", default=["0..4"], help="numbers, or a range like 0..4")
+    command.add_argument("--jobs", type=int, default=2, help="runs at once: a device each, or a thread each")
+    _scale(command, "small")
+    group = command.add_argument_group("machine, in the words of Lightning's Trainer")
+    group.add_argument("--accelerator", type=str, default=DEFAULTS.accelerator)
+    group.add_argument("--precision", type=str, default=DEFAULTS.precision)
+    group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices, for each run")
+
+
+def _scale(command: ArgumentParser, scale: str) -> None:
+    scales = ", ".join(built_in(config.Scale))
+    command.add_argument("--scale", type=str, default=scale, help=f"{scales}, or a YAML file")
+    override = "override a value: stages.local.loss.options.formula=mmgl, or scale.schedules.finetune.steps=600"
+    command.add_argument("--set", type=str, action="append", default=[], metavar="PATH=VALUE", help=override)
+
+
 def _what(command: ArgumentParser, *, labelled: float | int, scale: str) -> None:
-    scales = ", ".join(config.built_in(config.Scale))
     command.add_argument(
         "--labelled", type=int | float, default=labelled, help="labelled patients: a count, or a fraction with a point"
     )
     command.add_argument("--seed", type=int, default=0, help="of the split, the network and the order of the slices")
-    command.add_argument("--scale", type=str, default=scale, help=f"{scales}, or a YAML file")
+    _scale(command, scale)
 
 
 def _machine(command: ArgumentParser) -> None:
@@ -69,12 +109,28 @@ def _machine(command: ArgumentParser) -> None:
     group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices")
 
 
+def scale_of(args: Namespace) -> config.Scale:
+    """The scale of a command with its overrides."""
+    return load(config.Scale, args.scale, [o.removeprefix("scale.") for o in args.set if o.startswith("scale.")])
+
+
+def seeds_of(texts: Iterable[str]) -> list[int]:
+    """``["0..2", "7"]`` as [0, 1, 2, 7]."""
+    found: dict[int, None] = {}
+    for text in texts:
+        first, dots, last = text.partition("..")
+        if not first.isdecimal() or (dots and not last.isdecimal()):
+            raise ValueError(checks.message("`seeds` like 3 or 0..4", repr(text)))
+        found |= dict.fromkeys(range(int(first), int(last if dots else first) + 1))
+    return list(found)
+
+
 def settings(args: Namespace, method: str, data: str) -> config.Run:
     """The configuration of a run from the options of a command."""
     return config.Run(
         data=str(Path(data).resolve()),
-        method=config.load(config.Method, method),
-        scale=config.load(config.Scale, args.scale),
+        method=load(config.Method, method, [o for o in args.set if not o.startswith("scale.")]),
+        scale=scale_of(args),
         labelled=args.labelled,
         seed=args.seed,
         compute=config.Compute(
@@ -102,7 +158,7 @@ def do_run(args: Namespace, console: Console) -> None:
     from examples.mmwhs.run import run
 
     chosen = settings(args, args.method, args.data)
-    name = f"{Path(chosen.data).name}-{Path(args.method).stem}-{args.labelled}-{args.seed}"
+    name = f"{Path(chosen.data).name}-{Path(args.method).stem}-{chosen.labels}-{args.seed}"
     out = args.out or Path("runs") / name
     metrics = run(chosen, out, say=console.print, progress=console.is_terminal)
     if metrics:
@@ -119,6 +175,30 @@ def do_demo(args: Namespace, console: Console) -> None:
     demo(methods, args.out or Path("runs") / f"demo-{name}", console, data=args.data)
 
 
+def do_table(args: Namespace, console: Console, *, figure: str) -> int:
+    """Trains what is missing of a table and reports on all of it."""
+    from examples.mmwhs import plan, progress
+    from examples.mmwhs.table import make
+
+    data = str(Path(args.data).resolve())
+    out = args.out or Path("runs") / f"table-{Path(data).name}"
+    folders = plan.Folders(out, args.results or out / "results")
+    methods = load_all(args.methods, [o for o in args.set if not o.startswith("scale.")])
+    planned = plan.jobs(
+        methods,
+        data=data,
+        scale=scale_of(args),
+        labelled=args.labelled,
+        seeds=seeds_of(args.seeds),
+        compute=config.Compute(accelerator=args.accelerator, precision=args.precision, workers=args.workers),
+        cache=out / "cache",
+    )
+    with progress.View(planned, folders, console) as view:
+        state = make(planned, folders, count=checks.integer("jobs", args.jobs, least=1), show=view.show)
+    view.conclude(state)
+    return 1 if state.failed else 0
+
+
 def do_predict(args: Namespace, console: Console) -> None:
     """Segments a volume."""
     from examples.mmwhs.predict import predict
@@ -131,13 +211,19 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; an error of the user is one sentence and exit status 2."""
     args = parser().parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
-    command = {"demo": do_demo, "phantom": do_phantom, "run": do_run, "predict": do_predict}[args.command]
+    command = {
+        "demo": do_demo,
+        "phantom": do_phantom,
+        "run": do_run,
+        "table": partial(do_table, figure="table"),
+        "ablation": partial(do_table, figure="ablation"),
+        "predict": do_predict,
+    }[args.command]
     try:
-        command(args[args.command], console)
+        return command(args[args.command], console) or 0
     except ValueError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {error}", markup=True)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

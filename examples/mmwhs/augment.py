@@ -69,20 +69,29 @@ class Augment:
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Images (B, 1, H, W) in [0, 1] and integer labels (B, H, W) or None, augmented."""
+        images, labels = self.geometry(images, labels)
+        return self.intensity(images), labels
+
+    def geometry(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Images and labels moved alike."""
         with torch.autocast(images.device.type, enabled=False), torch.no_grad():
             images = images.float()
-            if geometry := self._geometry(images.shape[-1]):
+            if steps := self._geometry(images.shape[-1]):
                 extra = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": False}}
                 keys = ["input", "mask"]
                 if labels is None:
-                    images = K.AugmentationSequential(*geometry, data_keys=keys[:1])(images)
-                else:
-                    mask = labels[:, None].to(images.dtype)
-                    images, mask = K.AugmentationSequential(*geometry, data_keys=keys, extra_args=extra)(images, mask)
-                    labels = mask[:, 0].round().to(labels.dtype)
-            if intensity := self._intensity():
-                images = K.ImageSequential(*intensity)(images)
+                    return K.AugmentationSequential(*steps, data_keys=keys[:1])(images), None
+                mask = labels[:, None].to(images.dtype)
+                images, mask = K.AugmentationSequential(*steps, data_keys=keys, extra_args=extra)(images, mask)
+                labels = mask[:, 0].round().to(labels.dtype)
         return images, labels
+
+    def intensity(self, images: Tensor) -> Tensor:
+        """Images with other brightness, contrast, gamma and noise, every point where it was."""
+        with torch.autocast(images.device.type, enabled=False), torch.no_grad():
+            if steps := self._intensity():
+                return K.ImageSequential(*steps)(images.float())
+        return images.float()
 
     def _geometry(self, size: int) -> list[Any]:
         s = self.settings

@@ -6,7 +6,6 @@ Neither has code of its own: heads and losses are names that `mmgl_losses.plugin
 """
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -14,7 +13,6 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mmgl_losses import checks
 
-HERE = Path(__file__).parent
 T = TypeVar("T")
 
 
@@ -34,46 +32,86 @@ class Stage:
     """One stage of training.
 
     Attributes:
-        name: The stage's folder and its name in tables.
-        kind: ``"global"`` augments every slice twice and gives the loss the levels alone; ``"local"`` gives it the
-            levels and the labels; ``"finetune"`` adds the network's own output as the last level and validates.
+        name: The stage's name in folders, tables and overrides.
+        kind: ``"global"`` gives the loss embeddings of whole slices, ``"local"`` feature maps; ``"finetune"`` gives it
+            the network's own output as the last level too, and validates. Decides the schedule.
         loss: The loss on the levels.
-        taps: Module name in the trained part -> head, in the order in which the loss takes the levels.
+        taps: Modules of the trained part, in the order in which the loss takes the levels.
+        head: The head on each of them.
+        ids: What makes two things a positive pair: augmentations of one of the ``"images"``; nearness of the
+            ``"slices"`` in their volumes (the loss needs a `tolerance`); the ``"labels"`` of points; or the
+            ``"places"`` of points, the same in aligned augmentations. By default images (global) or labels.
+        copies: How many augmentations of each slice make the batch.
+        aligned: Whether these share their geometry and differ in intensity alone.
+        keys: A component (`components`) that makes the keys to compare with; its queries are the first augmentation.
         part: What is trained: the encoder alone, or the whole network.
+        frozen: Modules of the network that the stage leaves as they are.
+        inherits: Modules of the network that come from the stage before, the rest starting anew; None takes all.
         planes: Slices of all planes of the data set, or of its main plane.
         augmentation: A name in `augment.AUGMENTATIONS`.
+        schedule: The name of its schedule in the scale; by default its kind.
     """
 
     name: str
     kind: Literal["global", "local", "finetune"]
     loss: Part
-    taps: dict[str, Part] = field(default_factory=dict)
+    taps: list[str] = field(default_factory=list)
+    head: Part | None = None
+    ids: Literal["images", "slices", "labels", "places"] | None = None
+    copies: int = 1
+    aligned: bool = False
+    keys: Part | None = None
     part: Literal["encoder", "whole"] = "whole"
+    frozen: list[str] = field(default_factory=list)
+    inherits: list[str] | None = None
     planes: Literal["all", "main"] = "main"
     augmentation: str = "segmentation"
+    schedule: str | None = None
+
+    @property
+    def pairs(self) -> str:
+        """What makes a positive pair."""
+        return self.ids or ("images" if self.kind == "global" else "labels")
 
     @property
     def labels(self) -> bool:
         """Whether the stage sees labels, and so only the labelled patients."""
-        return self.kind != "global"
-
-    @property
-    def copies(self) -> int:
-        """How many augmentations of each slice make the batch."""
-        return 2 if self.kind == "global" else 1
+        return self.pairs == "labels"
 
     @property
     def output(self) -> bool:
         """Whether the network's own output is the last level."""
         return self.kind == "finetune"
 
+    def __post_init__(self) -> None:
+        where = f"stage {self.name!r}"
+        checks.integer(f"`copies` of {where}", self.copies, least=1)
+        fitting = {"global": ("images", "slices"), "local": ("labels", "places"), "finetune": ("labels",)}[self.kind]
+        if self.pairs not in fitting:
+            raise ValueError(checks.message(f"`ids` of {where}, of kind {self.kind!r}, among {fitting}", self.pairs))
+        if bool(self.taps) != (self.head is not None):
+            raise ValueError(checks.message(f"both `taps` and `head` in {where}, or neither", "one of them"))
+        if self.pairs == "places" and not (self.aligned and self.copies > 1):
+            expected = f"two or more aligned copies in {where}, where positives are the same places"
+            raise ValueError(checks.message(expected, f"copies={self.copies}, aligned={self.aligned}"))
+        if self.keys is not None and (self.kind, self.copies) != ("global", 2):
+            expected = f"kind 'global' and two copies in {where}, which has `keys`"
+            raise ValueError(checks.message(expected, f"kind {self.kind!r}, copies={self.copies}"))
+
 
 @dataclass(frozen=True)
 class Method:
-    """The stages of a method, in order; the last one fine-tunes."""
+    """The stages of a method, in order; the last one fine-tunes.
+
+    Attributes:
+        title: Its name in reports.
+        stages: What it does.
+        labelled: The labelled patients it gets whatever others get: 1.0 for the ceiling with all labels.
+    """
 
     title: str
     stages: list[Stage]
+    labelled: float | int | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -152,41 +190,19 @@ class Run:
     seed: int = 0
     compute: Compute = field(default_factory=Compute)
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the result: everything but the machine."""
-        return {key: value for key, value in asdict(self).items() if key != "compute"}
-
     def schedule(self, stage: Stage) -> Schedule:
         """The schedule of a stage."""
-        return self.scale.schedules[stage.kind]
+        return self.scale.schedules[stage.schedule or stage.kind]
+
+    @property
+    def labels(self) -> float | int:
+        """The labelled patients: a method that asks for its own gets them."""
+        return self.labelled if self.method.labelled is None else self.method.labelled
 
     def __post_init__(self) -> None:
-        for kind in {stage.kind for stage in self.method.stages} - set(self.scale.schedules):
+        for name in {stage.schedule or stage.kind for stage in self.method.stages} - set(self.scale.schedules):
             expected = "a scale with a schedule for every kind of stage of the method"
-            raise ValueError(checks.message(expected, f"no schedule for {kind!r}"))
-
-
-def load(kind: type[T], source: str | Path) -> T:
-    """A `Method` or `Scale` by its built-in name or from a YAML file, with every value checked.
-
-    Raises:
-        ValueError: The name is unknown, or the file does not describe one.
-    """
-    folder = HERE / ("methods" if kind is Method else "scales")
-    word = kind.__name__.lower()
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        checks.one_of(word, str(source), built_in(kind))
-        path = folder / f"{source}.yaml"
-    if not path.is_file():
-        raise ValueError(checks.message(f"`{word}` to be a built-in name or a YAML file", f"{source} (no file)"))
-    return parse(kind, yaml.safe_load(path.read_text()), where=str(source))
-
-
-def built_in(kind: type) -> list[str]:
-    """The built-in names of methods or scales."""
-    folder = HERE / ("methods" if kind is Method else "scales")
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+            raise ValueError(checks.message(expected, f"no schedule for {name!r}"))
 
 
 def parse(kind: type[T], values: Any, *, where: str) -> T:

@@ -1,22 +1,24 @@
 """A run: the stages of a method in order, in a folder that a killed run continues from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import Subset
 
 from examples.mmwhs import config, files, report
-from examples.mmwhs.datasets import open_dataset
 from examples.mmwhs.evaluate import evaluate
+from examples.mmwhs.module import StageModule, seed_of
 from examples.mmwhs.predict import export
-from examples.mmwhs.slices import SliceStore, evaluation_slices, training_slices
-from examples.mmwhs.splits import Split, make_split
-from examples.mmwhs.training import StageData, StageModule, fit, is_first, seed_of
-from mmgl_losses import UNet, checks
+from examples.mmwhs.setup import Setup
+from examples.mmwhs.slices import evaluation_slices, training_slices
+from examples.mmwhs.splits import Split
+from examples.mmwhs.training import StageData, fit, is_first
+from mmgl_losses import checks
 
 Say = Callable[[str], None]
 
@@ -47,26 +49,14 @@ def run(
     Raises:
         ValueError: The folder belongs to another configuration, or the data cannot be used.
     """
-    dataset = open_dataset(settings.data)
-    split = make_split(dataset, labelled=settings.labelled, seed=settings.seed)
-    claim(out, settings, split)
-    described = dataset.description
-    store = SliceStore(dataset, cache or out / "cache", size=settings.scale.slice_size or described.slice_size)
-    architecture = {
-        "in_channels": 1,
-        "out_channels": len(described.classes) + 1,
-        "channels": tuple(settings.scale.channels),
-        "norm": settings.scale.norm,
-    }
-    torch.manual_seed(seed_of(settings.seed, "network"))
-    weights = UNet(**architecture).state_dict()
+    setup = Setup.of(settings, cache or out / "cache")
+    claim(out, settings, setup.split)
     facts: dict[str, Any] = {}
-    for number, stage in enumerate(settings.method.stages, start=1):
-        net = UNet(**architecture)
-        net.load_state_dict(weights)
-        folder = out / f"{number}-{stage.name}"
+    weights: dict[str, Any] | None = None
+    for number, stage in enumerate(settings.method.stages):
+        folder = out / f"{number + 1}-{stage.name}"
         if not (folder / "done.json").is_file():
-            train(net, stage, settings, store, split, folder, progress=progress)
+            train(setup, number, weights, folder, progress=progress)
         facts[stage.name] = files.read_json(folder / "done.json")
         weights = files.load(folder / "weights.pt")
         if is_first():
@@ -74,50 +64,38 @@ def run(
     if not is_first():
         return {}
     if not (out / "metrics.json").is_file():
-        net = UNet(**architecture)
-        net.load_state_dict(weights)
-        export(out / "model.pt", net, architecture, store)
-        metrics, pictures = evaluate(net, store, split, device=device(settings.compute))
+        metrics, pictures = conclude(setup, weights, facts, out / "model.pt")
         files.replace(out / "overlay.npz", lambda aside: np.savez_compressed(aside, allow_pickle=False, **pictures))
-        about = {
-            "method": settings.method.title,
-            "data": described.name,
-            "main_plane": described.main_plane,
-            "note": described.note,
-            "structures": list(described.classes),
-            "labelled": list(split.labelled),
-            "seed": settings.seed,
-            "parameters": sum(p.numel() for p in net.parameters()),
-            "stages": facts,
-        }
-        files.write_json(out / "metrics.json", {**about, **metrics})
+        files.write_json(out / "metrics.json", metrics)
     if not (out / "report.html").is_file():
         report.write(out, [out])
     return files.read_json(out / "metrics.json")
 
 
 def train(
-    net: UNet,
-    stage: config.Stage,
-    settings: config.Run,
-    store: SliceStore,
-    split: Split,
-    folder: Path,
-    *,
-    progress: bool,
-) -> None:
-    """Trains one stage in its folder and, last of all, marks it as done."""
-    described = store.dataset.description
-    planes = described.planes if stage.planes == "all" else (described.main_plane,)
-    training = training_slices(store, split, stage.name, planes, labels=stage.labels)
+    setup: Setup, number: int, before: Mapping[str, Any] | None, folder: Path, *, progress: bool = False,
+    watch: Callback | None = None,
+) -> None:  # fmt: skip
+    """Trains one stage in its folder and, last of all, marks it as done.
+
+    Args:
+        setup: What the run stands on.
+        number: Of the stage, from 0.
+        before: Weights that the stage before left.
+        folder: Of the stage.
+        progress: Whether to draw a progress bar.
+        watch: A callback more for Lightning.
+    """
+    settings, stage = setup.settings, setup.settings.method.stages[number]
+    net = setup.network(stage, before)
+    training = training_slices(setup.store, setup.split, stage.name, setup.planes(stage), labels=stage.labels)
     validation = None
     if stage.kind == "finetune":
-        validation = evaluation_slices(store, split, "validation")
+        validation = evaluation_slices(setup.store, setup.split, "validation")
         few = np.linspace(0, len(validation) - 1, min(len(validation), settings.scale.validation_slices))
         validation = Subset(validation, np.unique(few.round().astype(int)).tolist())
-    schedule = settings.scale.schedules[stage.kind]
-    classes = len(described.classes) + 1
-    module = StageModule(net, stage, schedule, classes=classes, size=store.size, seed=settings.seed)
+    schedule = settings.schedule(stage)
+    module = StageModule(net, stage, schedule, classes=setup.classes, size=setup.store.size, seed=settings.seed)
     order = seed_of(settings.seed, stage.name, "order")
     data = StageData(training, validation, schedule, seed=order, workers=settings.compute.workers)
 
@@ -126,7 +104,37 @@ def train(
         seen = {"slices": len(training), "patients": len({case.patient for case in training.cases})}
         files.write_json(folder / "done.json", {**facts, **seen})
 
-    fit(module, data, folder, settings.compute, finish=finish, progress=progress)
+    fit(module, data, folder, settings.compute, finish=finish, progress=progress, watch=watch)
+
+
+def conclude(
+    setup: Setup, weights: Mapping[str, Any] | None, facts: Mapping[str, Any], model: Path | None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Scores the final weights on the test patients: what ``metrics.json`` holds, and the arrays of an overlay.
+
+    Args:
+        setup: What the run stands on.
+        weights: Of the last stage.
+        facts: Of each stage.
+        model: Where to write the file that `predict` takes, or nowhere.
+    """
+    settings, described = setup.settings, setup.dataset.description
+    net = setup.network(None, weights)
+    if model is not None:
+        export(model, net, setup.architecture, setup.store)
+    metrics, pictures = evaluate(net, setup.store, setup.split, device=device(settings.compute))
+    about = {
+        "method": settings.method.title,
+        "data": described.name,
+        "main_plane": described.main_plane,
+        "note": described.note,
+        "structures": list(described.classes),
+        "labelled": list(setup.split.labelled),
+        "seed": settings.seed,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "stages": dict(facts),
+    }
+    return {**about, **metrics}, pictures
 
 
 def described_stage(name: str, facts: dict[str, Any]) -> str:

@@ -121,7 +121,6 @@ class SliceStore:
         self.cache = Path(cache)
         self.size = integer("size", size, least=1)
         self.percentiles = percentiles
-        self.cache.mkdir(parents=True, exist_ok=True)
 
     def slices(self, case: Case, plane: str) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of a plane, uint8 (n, S, S) each."""
@@ -175,6 +174,7 @@ class SliceStore:
             arrays[f"image_{plane}"] = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
             if volume.label is not None:
                 arrays[f"label_{plane}"] = resize_labels(volume_to_slices(volume.label, plane), self.size)
+        self.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.cache, suffix=".part", delete=False) as aside:
             try:
                 np.savez(aside, **arrays)

@@ -1,13 +1,11 @@
 """One stage of training: its batches, its Lightning module, and a fit that continues where it was killed."""
 
 import csv
-import hashlib
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +14,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from examples.mmwhs import files
-from examples.mmwhs.augment import Augment
-from examples.mmwhs.config import Compute, Part, Schedule, Stage
-from examples.mmwhs.evaluate import scores
-from mmgl_losses import attach_heads, checks, plugins
-
-Batch = Mapping[str, Tensor]
-
-
-def seed_of(*parts: object) -> int:
-    """A seed that only depends on what the parts say, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+from examples.mmwhs.config import Compute, Schedule
+from examples.mmwhs.module import StageModule, seed_of
+from mmgl_losses import checks
 
 
 def is_first() -> bool:
@@ -77,6 +64,7 @@ def quiet() -> Iterator[None]:
         "The '.*_dataloader' does not have many workers",
         "Checkpoint directory .* exists and is not empty",
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        "Found .* module\\(s\\) in eval mode at the start of training",  # what a stage freezes
     )
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
@@ -90,96 +78,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def build(part: Part, kind: str, classes: int, *args: Any) -> nn.Module:
-    """A head or a loss by its name, with ``"classes"`` among its options replaced by their number."""
-    options = {key: classes if value == "classes" else value for key, value in part.options.items()}
-    return plugins.create(kind, part.name, *args, **options)
-
-
-class Untapped(nn.Module):
-    """A network without heads, called like one that has them."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The output, and no levels."""
-        return self.net(images), {}
-
-
-class StageModule(lightning.LightningModule):
-    """A network with the heads and the loss of one stage.
-
-    Args:
-        net: The whole network; `stage` says which part of it trains.
-        stage: The stage.
-        schedule: Its schedule.
-        classes: Number of classes, background included.
-        size: Side of a slice, for the pass that sizes the heads.
-        seed: Of the run.
-    """
-
-    def __init__(self, net: nn.Module, stage: Stage, schedule: Schedule, *, classes: int, size: int, seed: int) -> None:
-        super().__init__()
-        self.stage, self.schedule, self.seed = stage, schedule, seed
-        self.augment = Augment(stage.augmentation)
-        torch.manual_seed(seed_of(seed, stage.name))
-        self.loss = build(stage.loss, "loss", classes)
-        self.matrix = MulticlassConfusionMatrix(classes)
-        trained = net if stage.part == "whole" else net.get_submodule(stage.part)
-        if stage.taps:
-            example = torch.rand(2 * stage.copies, 1, size, size)
-            labels = torch.randint(classes, (len(example), size, size)) if stage.labels else None
-            heads = {name: partial(build, head, "head", classes) for name, head in stage.taps.items()}
-            self.tapped = attach_heads(trained, example, heads, output=stage.output)
-            self.tapped.eval()  # the pass below leaves running statistics alone
-            self.tapped.freeze_unused(self.loss_of(example, labels))
-            self.tapped.train()
-        else:
-            self.tapped = Untapped(trained)
-
-    def loss_of(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """The stage's loss of augmented images, and labels where it has them."""
-        output, levels = self.tapped(images)
-        if self.stage.output:
-            levels = {**levels, "output": output}
-        return self.loss(levels) if labels is None else self.loss(levels, labels)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Makes everything random in a step depend on its number alone, so that a resumed run goes on alike."""
-        torch.manual_seed(seed_of(self.seed, self.stage.name, self.global_step, self.global_rank))
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Augments, taps, and takes the loss."""
-        labels = batch["label"] if self.stage.labels else None
-        copies = [self.augment(batch["image"], labels) for _ in range(self.stage.copies)]
-        images = torch.cat([image for image, _ in copies])
-        targets = None if labels is None else torch.cat([label for _, label in copies if label is not None])
-        loss = self.loss_of(images, targets)
-        self.log("loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Counts pixels by true and predicted class."""
-        output, _ = self.tapped(batch["image"])
-        self.matrix.update(output.argmax(dim=1), batch["label"])
-
-    def on_validation_epoch_end(self) -> None:
-        """The mean Dice over the structures, pooled over the validation slices."""
-        dice = scores(self.matrix.compute())["dice"]["mean"]
-        self.log("validation_dice", -1.0 if dice is None else dice, prog_bar=True, sync_dist=True)
-        self.matrix.reset()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam, its rate falling along a cosine to zero over the stage."""
-        s = self.schedule
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimiser = torch.optim.Adam(trained, lr=s.learning_rate, weight_decay=s.weight_decay)
-        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, s.steps)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": falling, "interval": "step"}}
 
 
 class StageData(lightning.LightningDataModule):
@@ -223,6 +121,7 @@ def fit(
     *,
     finish: Callable[[dict[str, Any]], None],
     progress: bool = False,
+    watch: Callback | None = None,
 ) -> None:
     """Trains a stage to its end, from the last state saved in `folder`, and takes the best weights if it validates.
 
@@ -234,6 +133,7 @@ def fit(
         finish: Called on the first process with plain facts of the stage (``steps``, ``seconds``, and of a
             validated one the best Dice and its step) before any process goes on.
         progress: Whether to draw a progress bar.
+        watch: A callback more for Lightning.
     """
     schedule, validates = module.schedule, data.validation is not None
     last, epochs = folder / "last.ckpt", schedule.steps // schedule.every
@@ -245,7 +145,7 @@ def fit(
     keep = {"dirpath": folder, "enable_version_counter": False}
     best = ModelCheckpoint(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
     always = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **keep)
-    callbacks: list[Callback] = [timer, *([best] if validates else []), always]
+    callbacks: list[Callback] = [timer, *([best] if validates else []), always, *([watch] if watch else [])]
     if progress:
         callbacks.append(RichProgressBar(leave=False))
     with quiet():

@@ -13,14 +13,15 @@ import pytest
 import torch
 import yaml
 
-from examples.mmwhs import config, files
+from examples.mmwhs import config, files, methods, setup
 from examples.mmwhs import run as module
 from examples.mmwhs.datasets import open_dataset
+from examples.mmwhs.module import StageModule
 from examples.mmwhs.predict import restore
 from examples.mmwhs.run import run
 from examples.mmwhs.slices import SliceStore
 from examples.mmwhs.splits import LeakError, Split
-from examples.mmwhs.training import StageModule, StepSampler, curves
+from examples.mmwhs.training import StepSampler, curves
 from tests.examples.tiny import SCALE, settings, write_tree
 
 
@@ -176,7 +177,7 @@ def test_the_folder_of_another_run_is_refused(data: Path, done: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_another_machine_may_continue(data: Path, done: Path) -> None:
     machine = config.Compute(accelerator="cpu", workers=1, precision="bf16-mixed")
-    assert run(settings(data, compute=machine), done)["method"] == "MMGL"
+    assert run(settings(data, compute=machine), done)["method"] == "MMGL (2:3:5)"
 
 
 def test_a_folder_of_something_else_is_refused(data: Path, tmp_path: Path) -> None:
@@ -209,14 +210,14 @@ def test_what_must_not_be_seen_changes_nothing(data: Path, done: Path, tmp_path:
 
 
 def test_training_asks_the_guard(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = module.make_split
+    original = setup.make_split
 
     def leaky(*args: Any, **options: Any) -> Split:
         split = original(*args, **options)
         object.__setattr__(split, "labelled", split.test[:1])
         return split
 
-    monkeypatch.setattr(module, "make_split", leaky)
+    monkeypatch.setattr(setup, "make_split", leaky)
     with pytest.raises(LeakError):
         run(settings(data, "random"), tmp_path / "run")
 
@@ -268,5 +269,5 @@ def test_a_loss_of_a_third_party_needs_a_configuration_alone(data: Path, tmp_pat
     path = tmp_path / "theirs.yaml"
     loss = {"name": registered, "options": {"strength": 2.0}}
     path.write_text(json.dumps({"title": "Theirs", "stages": [{"name": "only", "kind": "finetune", "loss": loss}]}))
-    chosen = replace(settings(data), method=config.load(config.Method, path))
+    chosen = replace(settings(data), method=methods.load(config.Method, path))
     assert run(chosen, tmp_path / "run")["method"] == "Theirs"

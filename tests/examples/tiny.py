@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from examples.mmwhs import config
+from examples.mmwhs import config, methods
 
 VALUES = (3, 7)  # of the structures "ball" and "box"
 STORED = ("RAS", "LPS", "PIR", "LAS")
@@ -64,4 +64,4 @@ def stored(array: np.ndarray, codes: str) -> nib.Nifti1Image:
 def settings(data: Path, method: str = "mmgl", **changes: object) -> config.Run:
     """The configuration of a tiny run."""
     values = {"labelled": 2, "compute": config.Compute(accelerator="cpu"), **changes}
-    return config.Run(data=str(data), method=config.load(config.Method, method), scale=SCALE, **values)
+    return config.Run(data=str(data), method=methods.load(config.Method, method), scale=SCALE, **values)
