@@ -228,7 +228,7 @@ def local_terms(
         z, y = z.flatten(0, 1)[None], y.flatten()[None]
     elif pairs == "augmentations":
         rows = checks.augmentations(instances, features.shape[0])
-        order = torch.tensor(rows, device=z.device)
+        order = torch.tensor(rows, dtype=torch.int64, device=z.device).view(len(rows), len(z) // max(len(rows), 1))
         z, y = z[order].flatten(1, 2), y[order].flatten(1)
     part = None if ignore_index is None else y != ignore_index
     anchor_mask = key_mask = part

@@ -195,7 +195,7 @@ def _contrast(
         flat = {name: _flatten(value, dims) for name, value in options.items()}
         problem = build(_flatten(_wide(anchors), dims), _flatten(ids, dims), temperature=temperature, **flat)
         pairs = problem.pairs
-        if impl == "auto":
+        if impl == "auto" or not pairs.lo.numel():  # without anchors there is nothing to cut into tiles
             keys = pairs.anchors if pairs.keys is None else pairs.keys
             impl = "reference" if pairs.lo.numel() * keys.shape[1] <= DENSE else "tiled"
         if impl == "fused":
