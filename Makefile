@@ -21,8 +21,9 @@ lint: $(VENV)/.lint  ## formatting, lint and types
 docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
 	$(BIN)/sphinx-build -W -n -b html docs docs/_build/html
 
-bench: $(VENV)/.test  ## time and peak memory of the primitive
+bench: $(VENV)/.test  ## time, peak memory and error beside the peers, and the figures of the documentation
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks plots benchmarks/results/cpu.csv
 
 $(VENV)/.examples: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

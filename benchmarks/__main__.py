@@ -1,65 +1,94 @@
-"""``python -m benchmarks``: time and peak memory of the local loss, dense beside tiled, as a table and as CSV."""
+"""``python -m benchmarks``: time, peak memory and error beside what people use, in one interleaved run.
+
+Three commands: ``run`` (the default) measures and writes a CSV file, ``bars`` checks the project's aims in one run, and
+``plots CSV`` draws the figures of the documentation.
+"""
 
 import argparse
-import csv
-import platform
+import re
+import sys
+import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import in_own_process, interleaved
-from benchmarks.workload import step
+from benchmarks import table
+from benchmarks.case import Row
+from benchmarks.kinds import DIMS, KINDS, POINTS, cases
+from benchmarks.race import Limits, Race
 
-DENSE_BYTES = 24  # a pair, about what the dense one takes (22 at 6,400 points)
+RESULTS = Path("benchmarks/results")
+IMAGES = Path("docs/images")
 
 
-def main() -> None:
-    """Measure every size and implementation."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--points", type=int, nargs="+", default=[1600, 6400, 25600], help="points of an image")
-    parser.add_argument("--dims", type=int, default=64, help="length of an embedding")
-    parser.add_argument("--batch", type=int, default=1, help="images")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; the median counts")
-    parser.add_argument("--memory", type=float, default=20.0, help="GiB that the dense one may take")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/local_loss.csv"))
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = top.add_subparsers(dest="command")
+    for name, about in (("run", "measure everything (the default)"), ("bars", "check the project's aims on a CPU")):
+        command = commands.add_parser(name, help=about)
+        command.add_argument("--seconds", type=float, default=12.0 if name == "run" else 20.0, help="rounds of a case")
+        command.add_argument("--out", type=Path, default=None, help="the CSV file")
+        if name == "run":
+            command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+            command.add_argument("--memory", type=float, default=None, help="GiB that a contestant may take")
+            command.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+            command.add_argument("--points", type=int, nargs="+", default=list(POINTS))
+            command.add_argument("--dims", type=int, nargs="+", default=list(DIMS))
+            command.add_argument("--dtypes", nargs="+", default=None, help="types of the features")
+            command.add_argument("--full", action="store_true", help="all sizes, however long they take")
+    plots = commands.add_parser("plots", help="draw the figures of the documentation")
+    plots.add_argument("csv", type=Path)
+    plots.add_argument("--out", type=Path, default=IMAGES)
+    return top
 
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"local loss (supcon), forward + backward, d = {options.dims}, batch {options.batch}, float32; {machine}")
-    print(f"{'points':>8} {'implementation':<14} {'seconds':>10} {'peak MiB':>10}")
-    rows = []
-    for points in options.points:
-        names = ["tiled"]
-        if options.batch * points**2 * DENSE_BYTES < options.memory * 2**30:
-            names.append("reference")
-        alone = {name: in_own_process(name, points, dims=options.dims, batch=options.batch) for name in names}
-        long = any(result is not None and result["seconds"] > 10 for result in alone.values())
-        seconds = {name: result["seconds"] for name, result in alone.items() if result}
-        if not long:
-            runs = {name: step(name, points, dims=options.dims, batch=options.batch) for name in seconds}
-            seconds = interleaved(runs, options.repeats)
-        for name, result in alone.items():
-            row = {
-                "points": points,
-                "dims": options.dims,
-                "batch": options.batch,
-                "implementation": name,
-                "seconds": round(seconds[name], 5) if result else None,
-                "peak_mib": round(result["peak_mib"], 1) if result else None,
-                "repeats": 1 if long else options.repeats,
-                "machine": machine,
-            }
-            rows.append(row)
-            print(f"{points:>8} {name:<14} {row['seconds'] or 'failed':>10} {row['peak_mib'] if result else '':>10}")
-        if len(names) == 1:
-            print(f"{points:>8} {'reference':<14} {'not run: above --memory':>21}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"written to {options.out}")
+
+def run(options: argparse.Namespace) -> list[Row]:
+    """Measure every case, and write the file after each."""
+    limits = Limits(seconds=options.seconds)
+    if options.memory is not None:
+        limits.memory = options.memory * 2**30
+    if options.full:
+        limits.call, limits.exact_pairs, limits.least = float("inf"), 1e9, 3
+    where = table.machine(options.device)
+    out = options.out or RESULTS / f"{slug(where['device'], options.device)}.csv"
+    dtypes = options.dtypes or (["bfloat16", "float32"] if options.device == "cuda" else ["float32"])
+    race, rows, start = Race(options.device, limits), [], time.monotonic()
+    print(", ".join(f"{key}: {value}" for key, value in where.items()))
+    for kind in options.kinds:
+        for case in cases(kind, options.device, points=options.points, dims=options.dims, dtypes=dtypes):
+            fresh = race.run(case)
+            print("\n".join(table.lines(fresh)), flush=True)
+            rows += fresh
+            table.write(out, rows, where)
+    print(f"written to {out} after {time.monotonic() - start:.0f} s")
+    return rows
+
+
+def slug(name: str, device: str) -> str:
+    """The name of a device as that of a file."""
+    return "cpu" if device == "cpu" else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; 1 where a bar was missed."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0].startswith("--"):
+        words = ["run", *words]
+    options = parser().parse_args(words)
+    if options.command == "plots":
+        from benchmarks import plots
+
+        for path in plots.draw(options.csv, options.out):
+            print(f"drawn to {path}")
+        return 0
+    if options.command == "bars":
+        from benchmarks import bars
+
+        return bars.main(options.seconds, options.out or RESULTS / "cpu-bars.csv")
+    run(options)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,17 +1,20 @@
 """``python -m benchmarks.gpu``: the kernels on this GPU: right first, then fast, beside what a user could write.
 
-Needs this repository, torch and triton, and one GPU for some minutes. Results are written after each step, as JSON and
-CSV, to the folder named by the variable OUT or to benchmarks/results. Without a GPU the same code runs at tiny sizes in
-Triton's interpreter, and no figure counts.
+Needs this repository, torch, triton, numpy and pytest, and one GPU for some minutes. Results are written after each
+step, as JSON and CSV, to the folder named by the variable OUT or to benchmarks/results. Without a GPU the same code is
+run at tiny sizes in Triton's interpreter, and no figure counts.
 """
 
 import argparse
+import contextlib
 import csv
-import gc
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,20 @@ from unittest.mock import patch
 
 import torch
 
-SIZES = (400, 1600, 6400, 25600, 110592)
-SLOW = {
-    "dense": 25600,
-    "dense, compiled": 25600,
-    "tiled": 25600,
-    "three products": 25600,
-}  # points they are tried up to
-FLOAT32_UP_TO = KEPT_UP_TO = 6400
-BATCH = 8
+from benchmarks import local
+from benchmarks.case import Case, Row, Step, reason
+from benchmarks.kinds import DIMS, POINTS, cases
+from benchmarks.race import NOT_QUIET, Limits, Race
+
+ROOT = Path(__file__).parent.parent
+ALONE = ("fused", "fused, deterministic", "fused, kernels alone", "two products")
+FLOAT32_UP_TO = 6400
+AIM = 0.45  # of the floor, at 6,400 points and more, on a device whose products reach CLASS
+CLASS = 500.0  # TFLOP/s in bfloat16, measured: an H100, or better
+CUTS = {
+    "weigh": [(128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (128, 128, 8, 2)],
+    "credit": [(128, 128, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 128, 4, 2)],
+}
 
 
 class Report:
@@ -36,144 +44,179 @@ class Report:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.json, self.csv = folder / "gpu.json", folder / "gpu.csv"
-        self.content: dict[str, Any] = {"checks": [], "speed": [], "graph": [], "tuning": [], "skipped": []}
+        self.content: dict[str, Any] = {"checks": [], "speed": [], "graph": [], "tuning": [], "aims": []}
 
-    def add(self, section: str, value: Any) -> None:
+    def add(self, section: str, value: dict[str, Any]) -> None:
         """Append a row, or set what is no list; say so and write everything."""
         if isinstance(self.content.get(section), list):
             self.content[section].append(value)
         else:
             self.content[section] = value
-        print(f"{section}: " + ", ".join(f"{k}={_short(v)}" for k, v in value.items()), flush=True)
+        said = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in value.items() if v not in (None, "", 0)}
+        print(f"{section}: " + ", ".join(f"{k}={v}" for k, v in said.items()), flush=True)
         self.write()
 
     def write(self) -> None:
         """Both files, each whole at any time."""
-        _replace(self.json, json.dumps(self.content, indent=1))
+        aside = self.json.with_suffix(".part")
+        aside.write_text(json.dumps(self.content, indent=1))
+        aside.replace(self.json)
         rows = self.content["speed"]
-        if rows:
-            fields = list(dict.fromkeys(key for row in rows for key in row))
-            aside = self.csv.with_suffix(".part")
-            with aside.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=fields)
-                writer.writeheader()
-                writer.writerows(rows)
-            aside.replace(self.csv)
+        with self.csv.open("w", newline="") as file:
+            fields = dict.fromkeys(key for row in rows for key in row)
+            writer = csv.DictWriter(file, fieldnames=list(fields))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+class Run:
+    """One run: what it may take, where it reports, and how it is cut down where there is no GPU."""
 
+    def __init__(self, report: Report, seconds: float) -> None:
+        self.report, self.seconds, self.start = report, seconds, time.monotonic()
+        self.cuda = torch.cuda.is_available()
+        self.device = "cuda" if self.cuda else "cpu"
+        limits = Limits(1.5, 3.0, exact_pairs=4e8, deadline=self.until(0.8))
+        if not self.cuda:
+            limits = Limits(0.0, least=1, most=1, measure_memory=False, deadline=self.until(0.8))
+        self.race = Race(self.device, limits, interpreted=not self.cuda, seen=self.seen)
 
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_suffix(".part")
-    aside.write_text(text)
-    aside.replace(path)
+    def until(self, share: float) -> float:
+        """The moment when a share of the time is up."""
+        return self.start + share * self.seconds
 
+    def machine(self) -> None:
+        """Device and versions and, on a GPU, its ceilings: before any figure is compared with a bar."""
+        import triton
 
-def reason(error: Exception) -> str:
-    """One line of an error."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {text}"[:200]
+        from benchmarks.gpu_measure import ceilings
 
+        versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+        name = torch.cuda.get_device_name() if self.cuda else "none: interpreted on the CPU"
+        self.report.add("machine", versions | {"device": name})
+        if self.cuda:
+            self.report.add("ceilings", ceilings(self.race.clock))
 
-def release() -> None:
-    """Leave nothing of the last contestant for the next."""
-    gc.collect()
-    torch.compiler.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    def checks(self) -> None:
+        """Random problems against float64, then the tests of whole calls."""
+        from benchmarks import gpu_checks
 
-
-def race(report: Report, sizes: list[tuple[int, int, int, torch.dtype]], deadline: float) -> None:
-    """The kernels at every size, then every contestant; what fails is reported as failed, with its reason."""
-    from benchmarks.gpu_contestants import CONTESTANTS
-
-    exact: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
-    ours = [name for name in CONTESTANTS if name.startswith("fused")]
-    others = [name for name in CONTESTANTS if name not in ours]
-    for size, name in [*product(sizes, ours), *product(sizes, others)]:
-        batch, n, d, dtype = size
-        row: dict[str, Any] = {"name": name, "batch": batch, "n": n, "d": d, "type": str(dtype)[6:]}
-        late = time.monotonic() > deadline
-        if late or n > SLOW.get(name, n):
-            report.add("skipped", row | {"reason": "no time was left" if late else "not tried at this size"})
-            continue
+        most, largest = (60, 700) if self.cuda else (4, 40)
+        for row in gpu_checks.run(torch.device(self.device), seconds=0.15 * self.seconds, most=most, largest=largest):
+            self.report.add("checks", row)
+        command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider"]
         try:
-            run_one(report, row, size, exact)
-        except Exception as error:  # a contestant's failure is a result
-            report.add("speed", row | {"failed": reason(error)})
-        release()
+            done = subprocess.run(
+                [*command, "benchmarks/gpu_tests.py"],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=max(0.25 * self.seconds, 30.0),
+            )
+            passed, said = done.returncode == 0, (done.stdout + done.stderr).strip()
+        except subprocess.TimeoutExpired:
+            passed, said = False, "no time was left"
+        last = said.splitlines()[-1] if said else ""
+        self.report.add("checks", {"problem": "gpu_tests.py", "passed": passed, "said": last})
+        if not passed:
+            print(said[-6000:], flush=True)
 
+    def speed(self) -> None:
+        """The kernels and the bare products at every size; then everybody, as far as the time goes."""
+        if not self.cuda:
+            names = [name for name in local.LOCAL.contestants if name not in ("flex_attention", "plain, compiled")]
+            for row in self.race.run(Case("local", 1, 36, 16), names):
+                self.report.add("speed", self.described(row))
+            return
+        sizes = [case for d in DIMS for case in cases("local", "cuda", points=POINTS, dims=[d], dtypes=["bfloat16"])]
+        small = [n for n in POINTS if n <= FLOAT32_UP_TO]
+        sizes += cases("local", "cuda", points=small, dims=DIMS, dtypes=["float32"])
+        for names in (ALONE, None):
+            for case in sizes:
+                for row in self.race.run(case, names):
+                    self.report.add("speed", self.described(row))
+        for kind in ("global", "dice", "step"):
+            for case in cases(kind, "cuda", points=POINTS, dims=DIMS, dtypes=["float32"]):
+                for row in self.race.run(case):
+                    self.report.add("speed", self.described(row))
 
-def run_one(report: Report, row: dict[str, Any], size: tuple, exact: dict[tuple, tuple]) -> None:
-    """One contestant at one size: how far it is from the kernels, its time, its memory."""
-    from benchmarks.gpu_contestants import CONTESTANTS, Problem
-    from benchmarks.gpu_measure import floor_ms, graph_milliseconds, milliseconds, peak_mib
+    def described(self, row: Row) -> dict[str, Any]:
+        """A row with the floor of its kernels; without times where there is no GPU."""
+        found = asdict(row)
+        if not self.cuda:
+            times = dict.fromkeys(("seconds", "first_quartile", "third_quartile"))
+            return found | times | {"samples": 0, "rejected": 0, "note": row.note.replace(NOT_QUIET, "")}
+        if row.seconds and row.contestant.startswith("fused"):
+            from benchmarks.gpu_measure import floor_seconds
 
-    cuda, name = torch.cuda.is_available(), row["name"]
-    step = CONTESTANTS[name](Problem(*size, torch.device("cuda" if cuda else "cpu")))
-    loss, grad = step()
-    if name == "fused" and size[1] <= KEPT_UP_TO:
-        exact[size] = loss.cpu(), grad.cpu()
-    if size in exact and name != "three products":
-        wanted, grad_wanted = exact[size]
-        row["loss_apart"] = (loss.cpu() - wanted).abs().item()
-        row["gradient_apart"] = ((grad.cpu() - grad_wanted).norm() / grad_wanted.norm()).item()
-    del loss, grad
-    if cuda:
-        row |= {"ms": milliseconds(step), "peak_mib": peak_mib(step)}
-        if name.startswith("fused"):
-            floor = floor_ms(report.content["ceilings"], *size, symmetric="deterministic" not in name)
-            row |= {"floor_ms": floor, "share_of_floor": floor / row["ms"]}
-    report.add("speed", row)
-    if size[1] == 1600 and name in ("fused", "fused, kernels alone", "dense"):
-        graph(report, row, step, graph_milliseconds)
+            case = Case(row.kind, row.batch, row.n, row.d, "cuda", row.dtype)
+            by_rows = "deterministic" in row.contestant
+            floor = floor_seconds(self.report.content["ceilings"], case, symmetric=not by_rows)
+            found |= {"floor_seconds": floor, "share_of_floor": floor / row.seconds}
+        return found
 
+    def seen(self, case: Case, row: Row, step: Step) -> Row:
+        """Where the host's share of the time is large, the same step as a graph."""
+        if self.cuda and case.n == 1600 and row.contestant in ("fused", "fused, kernels alone", "plain"):
+            from benchmarks.gpu_measure import graph_seconds
 
-def graph(report: Report, row: dict[str, Any], step: Any, measure: Any) -> None:
-    """The same step replayed as a CUDA graph, where the host's share is gone."""
-    kept = {key: row[key] for key in ("name", "batch", "n", "d", "type")}
-    try:
-        report.add("graph", kept | {"ms": measure(step), "eager_ms": row.get("ms")})
-    except Exception as error:  # a contestant that cannot be captured is a result
-        report.add("graph", kept | {"failed": reason(error)})
-        torch.cuda.synchronize()
-
-
-def tune(report: Report, deadline: float, n: int) -> None:
-    """The step at other tiles of one kernel, the others as they come."""
-    from benchmarks.gpu_contestants import Problem, kernels_alone
-    from benchmarks.gpu_measure import milliseconds
-    from mmgl_losses.contrast.fused import launch
-
-    usual = launch.tile
-    cuts = {
-        "weigh": [(128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (128, 128, 8, 2)],
-        "credit": [(128, 128, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 128, 4, 2)],
-    }
-    if not torch.cuda.is_available():
-        cuts = {"weigh": [(16, 32, 4, 1)], "credit": [(16, 16, 4, 1)]}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    for d, kernel in product((64, 128) if torch.cuda.is_available() else (16,), cuts):
-        for cut in cuts[kernel]:
-            row: dict[str, Any] = {"kernel": kernel, "n": n, "d": d, "tile": cut}
-            if time.monotonic() > deadline:
-                report.add("skipped", row | {"reason": "no time was left"})
-                continue
-
-            def tile(name: str, *rest: Any, kernel: str = kernel, cut: tuple[int, ...] = cut) -> Any:
-                return launch.Tile(*cut) if name == kernel else usual(name, *rest)
-
+            kept = {key: getattr(row, key) for key in ("contestant", "batch", "n", "d", "dtype")}
             try:
-                with patch.object(launch, "tile", tile):
-                    step = kernels_alone(Problem(BATCH if device.type == "cuda" else 1, n, d, dtype, device))
-                    step()
-                    row |= {"ms": milliseconds(step)} if device.type == "cuda" else {}
-                report.add("tuning", row)
-            except Exception as error:  # a tile that does not fit is a result
-                report.add("tuning", row | {"failed": reason(error)})
+                seconds = graph_seconds(self.race.clock, step)
+                self.report.add("graph", kept | {"seconds": seconds, "eager_seconds": row.seconds})
+            except Exception as error:  # a contestant that cannot be captured is a result
+                self.report.add("graph", kept | {"failed": reason(error)})
+                with contextlib.suppress(Exception):
+                    torch.cuda.synchronize()
+        return row
+
+    def tune(self) -> None:
+        """The kernels alone with other tiles of one of them, the others as they come."""
+        from mmgl_losses.contrast.fused import launch
+
+        usual = launch.tile
+        cuts = CUTS if self.cuda else {"weigh": [(16, 32, 4, 1)], "credit": [(16, 16, 4, 1)]}
+        sizes = [Case("local", 8, 6400, d, "cuda", "bfloat16") for d in DIMS]
+        for case, kernel in product(sizes if self.cuda else [Case("local", 1, 36, 16)], cuts):
+            for cut in cuts[kernel]:
+                row: dict[str, Any] = {"kernel": kernel, "n": case.n, "d": case.d, "tile": cut}
+                if time.monotonic() > self.until(0.97):
+                    self.report.add("tuning", row | {"failed": "no time was left"})
+                    continue
+
+                def tile(name: str, *rest: Any, kernel: str = kernel, cut: tuple[int, ...] = cut) -> Any:
+                    return launch.Tile(*cut) if name == kernel else usual(name, *rest)
+
+                try:
+                    with patch.object(launch, "tile", tile):
+                        step = local.kernels(local.Problem(case))
+                        step()
+                        if self.cuda:
+                            row["seconds"] = min(self.race.clock(step, 5) for _ in range(3))
+                    self.report.add("tuning", row)
+                except Exception as error:  # a tile that does not fit is a result
+                    self.report.add("tuning", row | {"failed": reason(error)})
+
+    def aims(self) -> None:
+        """How the kernels stand beside their floor and beside the others; only what was measured on a GPU."""
+        if not self.cuda:
+            return
+        able = self.report.content["ceilings"]["bf16_tflop_s"] >= CLASS
+        rows = {(row["n"], row["d"], row["dtype"], row["contestant"]): row for row in self.report.content["speed"]}
+        for (n, d, dtype, name), row in rows.items():
+            if not row["seconds"] or row["kind"] != "local":
+                continue
+            what = {"n": n, "d": d, "dtype": dtype}
+            if name == "fused" and n >= 6400 and dtype == "bfloat16":
+                bar = (
+                    {"at_least": AIM, "met": row["share_of_floor"] >= AIM} if able else {"at_least": "none: slower GPU"}
+                )
+                self.report.add("aims", what | {"aim": "share of the floor", "measured": row["share_of_floor"]} | bar)
+            fused = rows.get((n, d, dtype, "fused"), {}).get("seconds")
+            if name in ("plain", "plain, compiled", "flex_attention") and fused:
+                times = row["seconds"] / fused
+                aim = {"aim": f"times faster than {name}", "measured": times, "at_least": 1.0, "met": times >= 1}
+                self.report.add("aims", what | aim)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,41 +225,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=480.0, help="time for all of it")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "benchmarks/results")))
     options = parser.parse_args(arguments)
-    start, cuda = time.monotonic(), torch.cuda.is_available()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic runs ask for it
-    if not cuda:
+    if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-    import triton
-
-    from benchmarks import gpu_checks
-    from benchmarks.gpu_measure import ceilings
     from mmgl_losses.contrast.fused import launch
 
     report = Report(options.out)
-    versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
-    report.add(
-        "machine", versions | {"device": torch.cuda.get_device_name() if cuda else "none: interpreted on the CPU"}
-    )
-    device = torch.device("cuda" if cuda else "cpu")
-    if cuda:
-        report.add("ceilings", ceilings())
-        share, most, largest, n = 0.25, 60, 700, 6400
-        sizes = [(BATCH, n, d, torch.bfloat16) for n in SIZES for d in (64, 128)]
-        sizes += [(BATCH, n, d, torch.float32) for n in SIZES if n <= FLOAT32_UP_TO for d in (64, 128)]
-        sizes.sort(key=lambda size: (size[3] == torch.float32, size[1]))
-        tile, programs = launch.tile, launch.PROGRAMS
-    else:
-        share, most, largest, n = 0.5, 4, 40, 40
-        sizes = [(1, 40, 16, torch.float32)]
+    run = Run(report, options.seconds)
+    tile, programs = launch.tile, launch.PROGRAMS
+    if not run.cuda:
         tile, programs = (lambda kernel, *_: launch.Tile(32, 32, 4, 1)), 4
     with patch.multiple(launch, tile=tile, PROGRAMS=programs):
-        for row in gpu_checks.run(device, seconds=share * options.seconds, most=most, largest=largest):
-            report.add("checks", row)
-        race(report, sizes, start + 0.75 * options.seconds)
-        tune(report, start + 0.95 * options.seconds, n)
+        run.machine()
+        run.checks()
+        run.speed()
+        run.tune()
+        run.aims()
     failed = [row for row in report.content["checks"] if not row["passed"]]
-    summary = {"checks": len(report.content["checks"]), "failed": len(failed), "seconds": time.monotonic() - start}
-    summary["figures"] = "measured on CUDA" if cuda else "no CUDA figure was measured: there is no GPU here"
+    took = time.monotonic() - run.start
+    summary: dict[str, Any] = {"checks": len(report.content["checks"]), "failed": len(failed), "seconds": took}
+    summary["figures"] = "measured on CUDA" if run.cuda else "no CUDA figure was measured: there is no GPU here"
     report.add("summary", summary)
     return 1 if failed else 0
 

@@ -1,0 +1,265 @@
+"""The local loss of one level: from features (b, n, d) and labels (b, n) to the loss and its gradient, in many ways.
+
+The formula they have in common is the paper's as printed, ``"mmgl"``: it needs the log-sum-exps over the positives and
+over the negatives, so nobody can leave out half of the pairs. Libraries that only have SupCon compute that, one
+log-sum-exp and a sum, and stand beside ours with the same formula. All of them normalise the features themselves.
+"""
+
+import warnings
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.case import Case, Contestant, Kind, Step
+from benchmarks.workload import label_maps, point_features, shape
+from mmgl_losses.contrast import fused
+from mmgl_losses.contrast.pairs import build
+from mmgl_losses.functional import local_supcon
+
+TEMPERATURE = 0.07
+BACKEND = "inductor"  # of torch.compile
+STRIP = {"cpu": 512, "cuda": 4096}  # rows of the bare products, so that they fit at any size
+
+
+class Problem:
+    """Features (b, n, d), a leaf, and labels (b, n) in the order of the map."""
+
+    def __init__(self, case: Case, *, temperature: float = TEMPERATURE, pull: float = 0.0) -> None:
+        labels = label_maps(case.batch, shape(case.n)).flatten(1)
+        features = point_features(labels, case.d, pull=pull)
+        self.features = features.to(case.device, case.torch_dtype).requires_grad_()
+        self.labels = labels.to(case.device)
+        self.dtype, self.temperature = case.torch_dtype, temperature
+
+    def finish(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the gradient of the features."""
+        return loss.detach(), torch.autograd.grad(loss, self.features)[0]
+
+
+def ours(impl: str, formula: str = "mmgl") -> Callable[[Problem], Step]:
+    """What a user of this library calls."""
+
+    def make(problem: Problem) -> Step:
+        def step() -> tuple[Tensor, Tensor]:
+            features = problem.features.mT  # a map (b, d, n) whose points lie one after another
+            temperature = problem.temperature
+            loss = local_supcon(features, problem.labels, temperature=temperature, formula=formula, impl=impl)
+            return problem.finish(loss)
+
+        return step
+
+    return make
+
+
+def by_rows(problem: Problem) -> Step:
+    """The fused implementation with its deterministic forward."""
+    usual = ours("fused")(problem)
+
+    def step() -> tuple[Tensor, Tensor | None]:
+        with patch.object(torch, "are_deterministic_algorithms_enabled", lambda: True):  # without filling memory
+            return usual()
+
+    return step
+
+
+def kernels(problem: Problem) -> Step:
+    """The fused implementation alone: no normalisation, no sorting, no formula; what a floor can be held against."""
+    leaf = F.normalize(problem.features.detach().float(), dim=-1)
+    pairs = build(leaf, problem.labels, temperature=problem.temperature, bound=1.0).pairs
+    anchors = pairs.anchors.detach().requires_grad_()
+    pairs = pairs._replace(anchors=anchors)
+
+    def step() -> tuple[Tensor, Tensor]:
+        positives, negatives = fused.pair_logsumexp(pairs, problem.dtype)
+        loss = torch.where(positives.isfinite(), negatives - positives, 0.0).mean()
+        return loss.detach(), torch.autograd.grad(loss, anchors)[0]
+
+    return step
+
+
+def unit(features: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """Features whose products are logits, in the type that multiplies."""
+    return (F.normalize(features.float(), dim=-1) * temperature**-0.5).to(dtype)
+
+
+def printed(positives: Tensor, negatives: Tensor, labels: Tensor) -> Tensor:
+    """The formula as printed, from both log-sum-exps (b, n)."""
+    same = (labels[..., None] == torch.arange(int(labels.max()) + 1, device=labels.device)).sum(-2)
+    count = same.gather(-1, labels) - 1
+    valid = (count > 0) & (count < labels.shape[-1] - 1)
+    losses = torch.where(valid, negatives - positives, 0.0) / count.clamp(min=1)
+    return (losses.sum(-1) / valid.sum(-1)).mean()
+
+
+def masked(features: Tensor, labels: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """All pairs at once, two masks and two log-sum-exps: what people write."""
+    z = unit(features, temperature, dtype)
+    logits = (z @ z.mT).float()
+    same = labels[..., :, None] == labels[..., None, :]
+    count = same.sum(-1) - 1
+    itself = torch.eye(labels.shape[-1], dtype=torch.bool, device=labels.device)
+    positives = logits.masked_fill(~same | itself, -torch.inf).logsumexp(-1)
+    negatives = logits.masked_fill(same, -torch.inf).logsumexp(-1)
+    valid = (count > 0) & (count < labels.shape[-1] - 1)
+    losses = torch.where(valid, negatives - positives, 0.0) / count.clamp(min=1)
+    return (losses.sum(-1) / valid.sum(-1)).mean()
+
+
+def plain(problem: Problem) -> Step:
+    """Plain torch, dense."""
+    return lambda: problem.finish(masked(problem.features, problem.labels, problem.temperature, problem.dtype))
+
+
+def compiled(problem: Problem) -> Step:
+    """The same under torch.compile."""
+    fast = torch.compile(masked, dynamic=False, backend=BACKEND)
+    return lambda: problem.finish(fast(problem.features, problem.labels, problem.temperature, problem.dtype))
+
+
+def by_image(problem: Problem, loss: Callable[[Tensor, Tensor], Tensor]) -> Step:
+    """A loss of one image, each with its own backward: no two images are held at once."""
+
+    def step() -> tuple[Tensor, Tensor]:
+        total, grads = torch.zeros((), device=problem.labels.device), []
+        for features, labels in zip(problem.features, problem.labels, strict=True):
+            leaf = features.detach().requires_grad_()
+            part = loss(leaf, labels) / len(problem.labels)
+            grads.append(torch.autograd.grad(part, leaf)[0])
+            total += part.detach()
+        return total, torch.stack(grads)
+
+    return step
+
+
+def supcontrast(problem: Problem) -> Step:
+    """SupCon in the style of its authors' code: a row's maximum off, a mask of floats, log-probabilities."""
+
+    def loss(features: Tensor, labels: Tensor) -> Tensor:
+        z = unit(features, problem.temperature, problem.dtype)
+        logits = (z @ z.T).float()
+        logits = logits - logits.amax(1, keepdim=True).detach()
+        others = 1 - torch.eye(len(labels), device=labels.device)
+        positive = (labels[:, None] == labels).float() * others
+        log_probability = logits - (logits.exp() * others).sum(1, keepdim=True).log()
+        count = positive.sum(1)
+        losses = -(positive * log_probability).sum(1) / count.clamp(min=1)
+        return losses.sum() / (count > 0).sum()
+
+    return by_image(problem, loss)
+
+
+def metric_learning(problem: Problem) -> Step:
+    """SupConLoss of pytorch-metric-learning."""
+    from pytorch_metric_learning.losses import SupConLoss
+
+    return by_image(problem, SupConLoss(temperature=problem.temperature))
+
+
+def flex(problem: Problem) -> Step:
+    """Two calls of flex_attention, whose log-sum-exps have gradients; sorting and block masks are not counted."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    order = problem.labels.argsort(1)
+    labels = problem.labels.gather(1, order)
+    index = order[..., None].expand_as(problem.features)
+    batch, n = labels.shape
+
+    def positive(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (labels[b, i] == labels[b, j]) & (i != j)
+
+    def negative(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return labels[b, i] != labels[b, j]
+
+    make = torch.compile(create_block_mask, dynamic=False)
+    masks = [make(mod, batch, None, n, n, device=str(labels.device)) for mod in (positive, negative)]
+    attend = torch.compile(flex_attention, dynamic=False)
+
+    def step() -> tuple[Tensor, Tensor]:
+        z = unit(problem.features.gather(1, index), problem.temperature, problem.dtype)[:, None]
+        value = z.detach()[..., :16]  # not needed: as narrow as can be
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lse = [attend(z, z, value, block_mask=mask, scale=1.0, return_lse=True)[1][:, 0] for mask in masks]
+        return problem.finish(printed(*lse, labels))
+
+    return step
+
+
+def products(count: int) -> Callable[[Problem], Step]:
+    """Two or three bare products of all pairs, in strips: no loss, only what any way of computing it must do."""
+
+    def make(problem: Problem) -> Step:
+        z = unit(problem.features.detach(), problem.temperature, problem.dtype)
+        images = z[:, None] if z.device.type == "cpu" else z[None]  # one by one, or all together
+        rows = min(STRIP[z.device.type], z.shape[1])
+        strip = torch.empty(images.shape[1], rows, z.shape[1], dtype=z.dtype, device=z.device)
+        out, other = torch.empty_like(images), torch.zeros_like(images[0])
+
+        def step() -> tuple[Tensor, None]:
+            for image, result in zip(images, out, strict=True):
+                for top in range(0, z.shape[1], rows):
+                    block = image[:, top : top + rows]
+                    part = torch.bmm(block, image.mT, out=strip[:, : block.shape[1]])
+                    torch.bmm(part, image, out=result[:, top : top + rows])
+                    if count == 3:
+                        torch.baddbmm(other, part.mT, block, out=other)
+            return out.flatten()[0], None
+
+        return step
+
+    return make
+
+
+def exact(problem: Problem, formula: str) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient in float64, a few rows of pairs at a time."""
+    x = problem.features.detach().double().requires_grad_()
+    unit_features = F.normalize(x, dim=-1)
+    total, grads = 0.0, []
+    for image, y in zip(unit_features.detach(), problem.labels, strict=True):
+        z = image.clone().requires_grad_()
+        count = torch.bincount(y)[y] - 1
+        valid = (count > 0) & (count < len(y) - 1) if formula == "mmgl" else count > 0
+        weight = valid.double() / (valid.sum() * len(x) * count.clamp(min=1))
+        for rows in torch.arange(len(y), device=y.device).split(256):
+            logits = z[rows] @ z.T / problem.temperature
+            alike = y[rows, None] == y
+            itself = torch.zeros_like(alike).scatter(1, rows[:, None], True)
+            positive = alike & ~itself
+            if formula == "mmgl":
+                lse = [logits.masked_fill(~mask, -torch.inf).logsumexp(1) for mask in (positive, ~alike)]
+                losses = lse[1] - lse[0]
+            else:
+                lse = logits.masked_fill(itself, -torch.inf).logsumexp(1)
+                losses = count[rows] * lse - torch.where(positive, logits, 0.0).sum(1)
+            part = (torch.where(valid[rows], losses, 0.0) * weight[rows]).sum()
+            part.backward()
+            total += part.item()
+        grads.append(z.grad)
+    return torch.tensor(total, dtype=torch.float64), torch.autograd.grad(unit_features, x, torch.stack(grads))[0]
+
+
+LOCAL = Kind(
+    Problem,
+    {
+        "auto": Contestant(ours("auto"), "mmgl", ours=True),
+        "tiled": Contestant(ours("tiled"), "mmgl", ours=True),
+        "fused": Contestant(ours("fused"), "mmgl", ours=True, cuda=True),
+        "fused, deterministic": Contestant(by_rows, "mmgl", ours=True, cuda=True),
+        "fused, kernels alone": Contestant(kernels, ours=True, cuda=True),
+        "reference": Contestant(ours("reference"), "mmgl", pair_bytes=24, ours=True),
+        "plain": Contestant(plain, "mmgl", pair_bytes=24),
+        "plain, compiled": Contestant(compiled, "mmgl", pair_bytes=9),
+        "flex_attention": Contestant(flex, "mmgl", cuda=True),
+        "auto, SupCon": Contestant(ours("auto", "supcon"), "supcon", ours=True),
+        "fused, SupCon": Contestant(ours("fused", "supcon"), "supcon", ours=True, cuda=True),
+        "SupContrast style": Contestant(supcontrast, "supcon", pair_bytes=30, all_images=False),
+        "pytorch-metric-learning": Contestant(metric_learning, "supcon", pair_bytes=46, all_images=False),
+        "two products": Contestant(products(2)),
+        "three products": Contestant(products(3)),
+    },
+    exact,
+    lambda case: case.batch * case.n**2,
+)

@@ -1,0 +1,94 @@
+"""One step of decoder pre-training: the reference U-Net, three local heads, the loss, its gradients and the optimiser.
+
+The difference of two contestants is a share: "network and heads" has no loss, "network" no heads either; what is
+missing in them is replaced by a constant gradient.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import local
+from benchmarks.case import Case, Contestant, Kind, Step
+from benchmarks.workload import CLASSES, label_maps
+from mmgl_losses import LocalHead, MultiScaleLocalSupCon, UNet, attach_heads
+from mmgl_losses.sampling import resample, subsample
+
+TAPS = ("decoder.blocks.1", "decoder.blocks.2", "decoder.blocks.3")
+WEIGHTS = (0.2, 0.2, 0.6)
+STRIDE = 4
+EMBEDDING = 128
+
+
+class Pretraining:
+    """A network of widths d, 2d ... 16d, images (batch, 1, n, n) and their labels."""
+
+    def __init__(self, case: Case) -> None:
+        torch.manual_seed(0)
+        channels = (case.d, 2 * case.d, 4 * case.d, 8 * case.d, 16 * case.d)
+        self.images = torch.rand(case.batch, 1, case.n, case.n).to(case.device, case.torch_dtype)
+        self.labels = label_maps(case.batch, (case.n, case.n)).to(case.device)
+        self.net = UNet(1, CLASSES, channels=channels).to(case.device, case.torch_dtype)
+
+    def step(self, head: Callable[[int], nn.Module], loss: Callable[[dict[str, Tensor]], Tensor]) -> Step:
+        """A whole step with a head on each tap and a loss on what they give."""
+        model = attach_heads(self.net, self.images, dict.fromkeys(TAPS, head), output=False)
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-5)
+
+        def run() -> tuple[Tensor, None]:
+            optimiser.zero_grad()
+            value = loss(model(self.images)[1])
+            value.backward()
+            optimiser.step()
+            return value.detach(), None
+
+        return run
+
+
+def our_head(channels: int) -> nn.Module:
+    """Takes the points first."""
+    return LocalHead(channels, EMBEDDING, stride=STRIDE)
+
+
+def plain_head(channels: int) -> nn.Module:
+    """Maps all points; the loss takes some of them."""
+    return LocalHead(channels, EMBEDDING, stride=1)
+
+
+def ours(problem: Pretraining) -> Step:
+    """Heads and loss of this library."""
+    loss = MultiScaleLocalSupCon(weights=WEIGHTS, formula="mmgl")
+    return problem.step(our_head, lambda embeddings: loss(list(embeddings.values()), problem.labels))
+
+
+def plain(problem: Pretraining) -> Step:
+    """The head at every point, then every fourth of its points, then the dense loss of `local.plain`."""
+
+    def loss(embeddings: dict[str, Tensor]) -> Tensor:
+        total = []
+        for weight, level in zip(WEIGHTS, embeddings.values(), strict=True):
+            points = subsample(level, STRIDE)
+            labels = resample(problem.labels, points.shape[2:])
+            args = points.flatten(2).mT, labels.flatten(1), local.TEMPERATURE, points.dtype
+            total.append(weight * local.masked(*args))
+        return torch.stack(total).sum()
+
+    return problem.step(plain_head, loss)
+
+
+def constant(embeddings: dict[str, Tensor]) -> Tensor:
+    """A gradient of the same numbers for every element, in hardly any time."""
+    return torch.stack([level.mean() for level in embeddings.values()]).sum()
+
+
+TRAINING = Kind(
+    Pretraining,
+    {
+        "ours": Contestant(ours, "mmgl", ours=True),
+        "network and our heads": Contestant(lambda problem: problem.step(our_head, constant)),
+        "network": Contestant(lambda problem: problem.step(lambda channels: nn.Identity(), constant)),
+        "plain": Contestant(plain, "mmgl"),
+        "network and plain heads": Contestant(lambda problem: problem.step(plain_head, constant)),
+    },
+)
