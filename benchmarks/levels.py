@@ -85,7 +85,7 @@ def peer(make: Callable[[], Callable[..., Tensor]], *, halves: bool) -> Callable
 
 
 def _monai() -> Callable[..., Tensor]:
-    from monai.losses import ContrastiveLoss
+    from monai.losses.contrastive import ContrastiveLoss
 
     return ContrastiveLoss(temperature=TEMPERATURE)
 

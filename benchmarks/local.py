@@ -182,8 +182,9 @@ def flex(problem: Problem) -> Step:
         value = z.detach()[..., :16]  # not needed: as narrow as can be
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            lse = [attend(z, z, value, block_mask=mask, scale=1.0, return_lse=True)[1][:, 0] for mask in masks]
-        return problem.finish(printed(*lse, labels))
+            calls = [attend(z, z, value, block_mask=mask, scale=1.0, return_lse=True) for mask in masks]
+        positives, negatives = (lse[:, 0] for _, lse in calls)
+        return problem.finish(printed(positives, negatives, labels))
 
     return step
 

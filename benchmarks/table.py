@@ -49,7 +49,7 @@ def write(path: Path, rows: Sequence[Row], where: Mapping[str, str]) -> None:
         writer.writeheader()
         for row in rows:
             values = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in asdict(row).items()}
-            writer.writerow(values | where)
+            writer.writerow({**values, **where})
     aside.replace(path)
 
 
