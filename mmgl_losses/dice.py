@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mmgl_losses import checks
+from mmgl_losses.distributed import total, world
 from mmgl_losses.sampling import resample
 
 
@@ -17,6 +18,7 @@ def soft_dice(
     smooth: float = 1e-5,
     ignore_index: int | None = None,
     cross_entropy: float = 0.0,
+    gather: bool = False,
 ) -> Tensor:
     r"""One minus the mean soft Dice coefficient of the classes.
 
@@ -44,9 +46,12 @@ def soft_dice(
         smooth: eps, at least 0.
         ignore_index: points of this label take no part, whatever their logits hold.
         cross_entropy: the share c of cross-entropy in the loss, ``(1 - c) · Dice + c · CE``.
+        gather: over all processes, with the exact gradient (see `mmgl_losses.distributed`): with `batch` the sums of
+            each class are pooled before the ratio, otherwise the mean over samples is that over all of them.
 
     Returns:
-        Scalar, in [0, 1] without cross-entropy; a zero with a graph where all points are ignored.
+        Scalar, in [0, 1] without cross-entropy; a zero with a graph where all points are ignored. With `gather`, the
+        mean of it over the processes is the loss of all of them.
 
     Raises:
         TypeError: labels that are not integers, logits that are not floating point.
@@ -59,7 +64,8 @@ def soft_dice(
     """
     checks.feature_map("logits", logits)
     labels = checks.label_map(labels, logits, "logits").long()
-    for name, value in (("include_background", include_background), ("batch", batch), ("squared", squared)):
+    flags = {"include_background": include_background, "batch": batch, "squared": squared, "gather": gather}
+    for name, value in flags.items():
         checks.flag(name, value)
     if ignore_index is not None:
         checks.integer("ignore_index", ignore_index)
@@ -83,14 +89,20 @@ def soft_dice(
     p = log_p.exp()
     predicted = ((p.square() if squared else p) * weight[:, None]).sum(2)
     sums = torch.stack([2 * by_class(at_label.exp()) + smooth, predicted + by_class(torch.ones_like(weight)) + smooth])
-    counted = keep.any(1)
+    counted, points = keep.any(1), keep.sum()
     if batch:
-        sums = (sums - smooth).sum(1, keepdim=True) + smooth
-        counted = counted.any(0, keepdim=True)
+        sums, counted = (sums - smooth).sum(1, keepdim=True), counted.any(0, keepdim=True)
+        sums, counted = (total(sums), total(counted.long()) > 0) if gather else (sums, counted)
+        sums = sums + smooth
     numerator, denominator = sums[..., 0 if include_background else 1 :]
     empty = denominator == 0
     dice = torch.where(empty, 1.0, numerator / torch.where(empty, 1.0, denominator)).mean(1)
-    loss = torch.where(counted, 1 - dice, 0.0).sum() / counted.sum().clamp(min=1)
+    losses, samples = torch.where(counted, 1 - dice, 0.0).sum(), counted.sum()
+    if gather and not batch:
+        losses, samples = losses * world(), total(samples)
+    loss = losses / samples.clamp(min=1)
     if cross_entropy:
-        loss = (1 - cross_entropy) * loss - cross_entropy * (at_label * weight).sum() / keep.sum().clamp(min=1)
+        likelihood = (at_label * weight).sum()
+        likelihood, points = (likelihood * world(), total(points)) if gather else (likelihood, points)
+        loss = (1 - cross_entropy) * loss - cross_entropy * likelihood / points.clamp(min=1)
     return loss

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmgl_losses import checks
 from mmgl_losses.contrast import PairTerms
+from mmgl_losses.distributed import total, world
 
 Formula = Callable[[PairTerms], Tensor]
 
@@ -70,15 +71,37 @@ def valid_anchors(terms: PairTerms, formula: Formula) -> Tensor:
     return valid & (terms.n_negatives > 0) if needs_negatives(formula) else valid
 
 
-def mean_loss(terms: PairTerms, formula: Formula) -> Tensor:
-    """The mean over the valid anchors of each group, then over the groups that have any; never NaN.
+def group_means(terms: PairTerms, formula: Formula, *, gather: bool = False) -> tuple[Tensor, Tensor]:
+    """The mean over the valid anchors of each group, 0 where there are none, and their number; never NaN.
 
     The formula sees harmless numbers in place of anchors that are not valid, so neither its value nor its gradient
     there can leak: ``0 * inf`` and ``0 * NaN`` would.
+
+    Args:
+        terms: each (*groups, N).
+        formula: from terms to losses (*groups, N).
+        gather: the same groups have anchors in every process: ``world * local sum / global count``.
     """
     valid = valid_anchors(terms, formula)
     losses = formula(PairTerms(*(torch.where(valid, term, fill) for term, fill in zip(terms, HARMLESS, strict=True))))
     checks.losses(losses, valid)
-    count = valid.sum(-1)
-    means = torch.where(valid, losses, 0.0).sum(-1) / count.clamp(min=1)
-    return means.sum() / (count > 0).sum().clamp(min=1)
+    sums, count = torch.where(valid, losses, 0.0).sum(-1), valid.sum(-1)
+    if gather:
+        sums, count = sums * world(), total(count)
+    return sums / count.clamp(min=1), count
+
+
+def mean_loss(terms: PairTerms, formula: Formula, *, gather: bool = False, shared: bool = False) -> Tensor:
+    """The mean over the valid anchors of each group, then over the groups that have any; never NaN.
+
+    Args:
+        terms: each (*groups, N).
+        formula: from terms to losses (*groups, N).
+        gather: over the groups of all processes; the mean over processes of what they return is that mean.
+        shared: with `gather`, the same groups have anchors in every process; otherwise each has groups of its own.
+    """
+    means, count = group_means(terms, formula, gather=gather and shared)
+    groups = (count > 0).sum()
+    if gather and not shared:
+        means, groups = means * world(), total(groups)
+    return means.sum() / groups.clamp(min=1)

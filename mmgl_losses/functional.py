@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmgl_losses import checks
-from mmgl_losses.contrast import PairTerms, pair_logsumexp, pair_terms
+from mmgl_losses import checks, distributed
+from mmgl_losses.contrast import PairOptions, PairTerms, pair_logsumexp, pair_terms
 from mmgl_losses.dice import soft_dice
-from mmgl_losses.formulas import GLOBAL_FORMULAS, LOCAL_FORMULAS, Formula, mean_loss, resolve
+from mmgl_losses.formulas import GLOBAL_FORMULAS, LOCAL_FORMULAS, Formula, group_means, mean_loss, resolve
 from mmgl_losses.sampling import foreground_places, normalise, points, resample, strided
 
 __all__ = ["global_contrast", "local_supcon", "pair_logsumexp", "pair_terms", "soft_dice"]
@@ -28,6 +28,7 @@ def global_contrast(
     formula: str | Formula = "nt_xent",
     tolerance: float | None = None,
     impl: str = "auto",
+    gather: bool = False,
 ) -> Tensor:
     r"""Contrast of whole images: augmentations of one image attract, those of other images repel.
 
@@ -54,10 +55,13 @@ def global_contrast(
         tolerance: positives are the rows with ``|instance_i - instance_j| <= tolerance``; with positions of slices
             as instances this is positional contrast (Zeng et al. 2021).
         impl: of `pair_logsumexp`.
+        gather: compare with the rows of every process, with the exact gradient (see `mmgl_losses.distributed`). Given
+            `instances` are then one numbering for all processes; the default takes care of that. `keys` are gathered
+            too. Alone in its process group, or without one, a process computes what it would without.
 
     Returns:
         Scalar: the mean over the anchors that have a positive (and, where the formula needs one, a negative); a
-        zero with a graph where there is none.
+        zero with a graph where there is none. With `gather`, the mean of it over the processes is that of all anchors.
 
     Raises:
         TypeError: a tensor of a wrong type.
@@ -68,16 +72,18 @@ def global_contrast(
         >>> round(global_contrast(perfect, temperature=0.07).item(), 5)
         0.0
     """
-    terms, _ = global_terms(
-        embeddings,
+    checks.embeddings(embeddings, instances, keys, key_instances)
+    return global_losses(
+        embeddings[None],
         instances,
-        keys=keys,
+        keys=None if keys is None else keys[None],
         key_instances=key_instances,
         temperature=temperature,
+        formula=formula,
         tolerance=tolerance,
         impl=impl,
-    )
-    return mean_loss(terms, resolve(formula, GLOBAL_FORMULAS))
+        gather=gather,
+    )[0]
 
 
 def local_supcon(
@@ -94,6 +100,7 @@ def local_supcon(
     stride: int = 1,
     sampling: str = "grid",
     impl: str = "auto",
+    gather: bool = False,
 ) -> Tensor:
     r"""Supervised contrast of points: points of one label attract, points of other labels repel.
 
@@ -129,9 +136,13 @@ def local_supcon(
         sampling: which point of each stride's cell: on the ``"grid"``, or ``"foreground"``: the one with the label
             that is rarest in the image, so that no small structure is lost between the points of the grid.
         impl: of `pair_logsumexp`.
+        gather: over all processes, with the exact gradient (see `mmgl_losses.distributed`): with ``pairs="batch"``
+            points are compared with those of every process; otherwise no point travels, and the mean over images is
+            that over the images of all processes (augmentations of one image belong on one process).
 
     Returns:
-        Scalar; a zero with a graph where no point has a positive.
+        Scalar; a zero with a graph where no point has a positive. With `gather`, the mean of it over the processes is
+        the loss of all of them.
 
     Raises:
         TypeError: labels that are not integers, features that are not floating point.
@@ -155,8 +166,35 @@ def local_supcon(
         stride=stride,
         sampling=sampling,
         impl=impl,
+        gather=gather,
     )
-    return mean_loss(terms, resolve(formula, LOCAL_FORMULAS))
+    return mean_loss(terms, resolve(formula, LOCAL_FORMULAS), gather=gather, shared=pairs == "batch")
+
+
+def global_losses(
+    embeddings: Tensor,
+    instances: Tensor | None = None,
+    *,
+    keys: Tensor | None = None,
+    key_instances: Tensor | None = None,
+    temperature: float | Tensor,
+    formula: str | Formula,
+    tolerance: float | None = None,
+    impl: str = "auto",
+    gather: bool = False,
+) -> Tensor:
+    """`global_contrast` of L levels at once: embeddings (L, A·B, D), keys (L, K, D) -> (L,)."""
+    terms, _ = global_terms(
+        embeddings,
+        instances,
+        keys=keys,
+        key_instances=key_instances,
+        temperature=temperature,
+        tolerance=tolerance,
+        impl=impl,
+        gather=gather,
+    )
+    return group_means(terms, resolve(formula, GLOBAL_FORMULAS), gather=gather)[0]
 
 
 def global_terms(
@@ -168,24 +206,34 @@ def global_terms(
     temperature: float | Tensor,
     tolerance: float | None = None,
     impl: str = "auto",
+    gather: bool = False,
 ) -> tuple[PairTerms, Tensor]:
-    """Terms of each embedding (1, A·B), and the instances (1, A·B); arguments as `global_contrast`."""
-    checks.embeddings(embeddings, instances, keys, key_instances)
-    n = embeddings.shape[0]
+    """Terms of each embedding of L levels (L, A·B), and the instances (L, A·B); arguments as `global_losses`."""
+    checks.flag("gather", gather)
+    levels, n = embeddings.shape[:2]
     if instances is None:
-        instances = torch.arange(n // 2, device=embeddings.device).repeat(2)
+        checks.numbered(tolerance, gather)
+        own = distributed.own_numbers if gather else _numbers
+        instances = own(n // 2, embeddings.device).repeat(2)
+    ids = instances.expand(levels, -1)
+    z = normalise(embeddings)
+    options: PairOptions = {}
+    if keys is not None and key_instances is not None:
+        keys, key_ids = normalise(keys), key_instances.expand(levels, -1)
+        options = _gathered(keys, key_ids) if gather else {"keys": keys, "key_ids": key_ids}
+    elif gather:
+        options = _gathered(z, ids, anchors=True)
     terms = pair_terms(
-        normalise(embeddings)[None],
-        instances[None],
-        keys=None if keys is None else normalise(keys)[None],
-        key_ids=None if key_instances is None else key_instances[None],
+        z,
+        ids,
         temperature=temperature,
         tolerance=tolerance,
         bound=1.0,
-        impl=impl,
+        impl=_known(impl, gather),
         precision=embeddings.dtype,
+        **options,
     )
-    return terms, instances[None]
+    return terms, ids
 
 
 def local_terms(
@@ -201,11 +249,13 @@ def local_terms(
     stride: int = 1,
     sampling: str = "grid",
     impl: str = "auto",
+    gather: bool = False,
 ) -> tuple[PairTerms, Tensor]:
     """Terms of each point (groups, n), and the labels (groups, n); arguments as `local_supcon`."""
     checks.one_of("pairs", pairs, PAIRS)
     checks.one_of("background", background, BACKGROUND)
     checks.one_of("sampling", sampling, SAMPLING)
+    checks.flag("gather", gather)
     checks.integer("stride", stride, least=1)
     checks.integer("background_index", background_index)
     if ignore_index is not None:
@@ -240,14 +290,38 @@ def local_terms(
         # Before anything is computed from them: points that take no part may hold NaN. (Every anchor is a key.)
         z = torch.where(key_mask[..., None], z, 0.0)
     z = normalise(z)
+    gather = gather and pairs == "batch"
+    options: PairOptions = _gathered(z, y, key_mask, anchors=True) if gather else {"key_mask": key_mask}
     terms = pair_terms(
         z,
         y,
         anchor_mask=anchor_mask,
-        key_mask=key_mask,
         temperature=temperature,
         bound=1.0,
-        impl=impl,
+        impl=_known(impl, gather),
         precision=features.dtype,
+        **options,
     )
     return terms, y
+
+
+def _gathered(keys: Tensor, ids: Tensor, mask: Tensor | None = None, *, anchors: bool = False) -> PairOptions:
+    """The keys (G, n, D) of all processes, with their ids and mask (G, n); `anchors`: the first n are the anchors."""
+    if distributed.world() == 1:
+        return {"key_mask": mask} if anchors else {"keys": keys, "key_ids": ids}
+    ids = ids if ids.is_floating_point() else ids.long()  # one type in all processes
+    values = [keys, ids] if mask is None else [keys, ids, mask]
+    keys, ids, *masks = (rows.movedim(0, 1) for rows in distributed.gather(*(value.movedim(1, 0) for value in values)))
+    options: PairOptions = {"keys": keys, "key_ids": ids, "key_mask": masks[0] if masks else None}
+    if anchors:
+        options["self_index"] = torch.arange(values[0].shape[1], device=keys.device).expand(len(keys), -1)
+    return options
+
+
+def _known(impl: str, gather: bool) -> str:
+    """The implementation, where the number of gathered keys is only known when compiled code runs."""
+    return "tiled" if impl == "auto" and gather and torch.compiler.is_compiling() else impl
+
+
+def _numbers(n: int, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device)

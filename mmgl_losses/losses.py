@@ -1,10 +1,10 @@
 """The three losses as modules: configuration and a weighted sum over levels, nothing else."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmgl_losses import checks, diagnostics
 from mmgl_losses.diagnostics import Diagnostics
@@ -14,43 +14,15 @@ from mmgl_losses.functional import (
     BACKGROUND,
     PAIRS,
     SAMPLING,
-    global_contrast,
+    global_losses,
     global_terms,
     local_supcon,
     local_terms,
 )
-
-Levels = Sequence[Tensor] | Mapping[str, Tensor]
-Weights = Sequence[float] | Mapping[str, float]
+from mmgl_losses.multiscale import Levels, MultiScale, Weights, weighted_sum
 
 
-def weighted_sum(levels: list[tuple[str, Tensor, float]], loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum of weight · loss(level); a level of weight 0 is not looked at, so nothing in it can leak."""
-    return torch.stack([weight * loss(level) for _, level, weight in levels if weight]).sum()
-
-
-class _MultiScale(nn.Module):
-    """What the three share: weights of levels, and how they meet the levels."""
-
-    def __init__(self, weights: Weights, options: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.weights = checks.level_weights(weights)
-        self.options = dict(options)
-
-    def levels(self, name: str, values: Levels, *, spatial: bool) -> list[tuple[str, Tensor, float]]:
-        """The levels with their names and weights; spatial ones in the order of their sizes."""
-        levels = checks.levels(name, values, self.weights)
-        if spatial and not isinstance(self.weights, Mapping):
-            checks.coarse_to_fine(name, [checks.feature_map(key, level).shape[2:] for key, level, _ in levels])
-        return levels
-
-    def extra_repr(self) -> str:
-        """The configuration, as it was given."""
-        given = {"weights": self.weights, **self.options}
-        return ", ".join(f"{key}={value!r}" for key, value in given.items())
-
-
-class MultiScaleGlobalContrast(_MultiScale):
+class MultiScaleGlobalContrast(MultiScale):
     r"""Contrast of whole images at several levels of the encoder: stage one of MMGL.
 
     .. math:: L_g^M = \sum_{e \in E} \lambda_g^e L_g^e
@@ -65,6 +37,7 @@ class MultiScaleGlobalContrast(_MultiScale):
             `PairTerms`.
         tolerance: positives are the rows with ``|instance_i - instance_j| <= tolerance`` (positional contrast).
         impl: of `pair_logsumexp`.
+        gather: compare with the rows of every process, with the exact gradient; see `functional.global_contrast`.
 
     Raises:
         TypeError, ValueError: a configuration that cannot work.
@@ -83,13 +56,21 @@ class MultiScaleGlobalContrast(_MultiScale):
         formula: str | Formula = "nt_xent",
         tolerance: float | None = None,
         impl: str = "auto",
+        gather: bool = False,
     ) -> None:
         checks.fixed_temperature(temperature)
         resolve(formula, GLOBAL_FORMULAS)
         checks.implementation(impl)
         if tolerance is not None:
             checks.number("tolerance", tolerance, least=0.0)
-        options = {"temperature": temperature, "formula": formula, "tolerance": tolerance, "impl": impl}
+        checks.flag("gather", gather)
+        options = {
+            "temperature": temperature,
+            "formula": formula,
+            "tolerance": tolerance,
+            "impl": impl,
+            "gather": gather,
+        }
         super().__init__(weights, options)
 
     def forward(
@@ -111,12 +92,21 @@ class MultiScaleGlobalContrast(_MultiScale):
         Returns:
             Scalar.
         """
-        return torch.stack(
-            [
-                weight * global_contrast(level, instances, keys=others, key_instances=key_instances, **self.options)
-                for _, level, others, weight in self._paired(embeddings, keys)
-            ]
-        ).sum()
+        # Levels of one shape share one call of the primitive: the fixed cost of an operation outweighs such few rows.
+        alike: dict[Any, list[tuple[Tensor, Tensor | None, float]]] = {}
+        for name, level, others, weight in self._paired(embeddings, keys):
+            checks.embeddings(level, instances, others, key_instances, name)
+            kind = (level.shape, level.dtype, others if others is None else (others.shape, others.dtype))
+            alike.setdefault(kind, []).append((level, others, weight))
+        losses = []
+        for group in alike.values():
+            levels, keys_of, weights = zip(*group, strict=True)
+            stacked = None if keys_of[0] is None else torch.stack(keys_of)
+            single = global_losses(
+                torch.stack(levels), instances, keys=stacked, key_instances=key_instances, **self.options
+            )
+            losses += [weight * loss for weight, loss in zip(weights, single.unbind(), strict=True)]
+        return torch.stack(losses).sum()
 
     def diagnose(
         self,
@@ -127,14 +117,17 @@ class MultiScaleGlobalContrast(_MultiScale):
         key_instances: Tensor | None = None,
     ) -> Diagnostics:
         """What the loss sees: valid anchors, positives, distance from the floor. Arguments as `forward`."""
-        options = {name: value for name, value in self.options.items() if name != "formula"}
+        options = {name: value for name, value in self.options.items() if name not in ("formula", "gather")}
         formula = resolve(self.options["formula"], GLOBAL_FORMULAS)
         with torch.no_grad():
+            levels = []
+            for name, level, others, weight in self._paired(embeddings, keys):
+                checks.embeddings(level, instances, others, key_instances, name)
+                others = None if others is None else others[None]
+                terms = global_terms(level[None], instances, keys=others, key_instances=key_instances, **options)
+                levels.append((name, *terms, weight))
             return diagnostics.contrast(
-                (
-                    (name, *global_terms(level, instances, keys=others, key_instances=key_instances, **options), weight)
-                    for name, level, others, weight in self._paired(embeddings, keys)
-                ),
+                levels,
                 formula,
                 self.options["temperature"],
                 by_class=False,
@@ -151,7 +144,7 @@ class MultiScaleGlobalContrast(_MultiScale):
                 yield name, level, key, weight
 
 
-class MultiScaleLocalSupCon(_MultiScale):
+class MultiScaleLocalSupCon(MultiScale):
     r"""Supervised contrast of points at several levels of the decoder: stage two of MMGL.
 
     .. math:: L_l^M = \sum_{d \in D} \lambda_l^d L_l^d
@@ -170,6 +163,7 @@ class MultiScaleLocalSupCon(_MultiScale):
         stride: keep every n-th point; 1 for features of a `LocalHead`, which samples itself.
         sampling: ``"grid"``, or ``"foreground"``: no small structure is lost between the points of the grid.
         impl: of `pair_logsumexp`.
+        gather: over all processes, with the exact gradient; see `functional.local_supcon`.
 
     Raises:
         TypeError, ValueError: a configuration that cannot work.
@@ -194,6 +188,7 @@ class MultiScaleLocalSupCon(_MultiScale):
         stride: int = 1,
         sampling: str = "grid",
         impl: str = "auto",
+        gather: bool = False,
     ) -> None:
         checks.fixed_temperature(temperature)
         resolve(formula, LOCAL_FORMULAS)
@@ -205,6 +200,7 @@ class MultiScaleLocalSupCon(_MultiScale):
         if ignore_index is not None:
             checks.integer("ignore_index", ignore_index)
         checks.integer("stride", stride, least=1)
+        checks.flag("gather", gather)
         options = {
             "temperature": temperature,
             "formula": formula,
@@ -215,6 +211,7 @@ class MultiScaleLocalSupCon(_MultiScale):
             "stride": stride,
             "sampling": sampling,
             "impl": impl,
+            "gather": gather,
         }
         super().__init__(weights, options)
 
@@ -236,7 +233,7 @@ class MultiScaleLocalSupCon(_MultiScale):
         self, features: Levels, labels: Tensor, instances: Tensor | Sequence[int] | None = None
     ) -> Diagnostics:
         """What the loss sees: valid anchors of each class, positives, distance from the floor."""
-        options = {name: value for name, value in self.options.items() if name != "formula"}
+        options = {name: value for name, value in self.options.items() if name not in ("formula", "gather")}
         formula = resolve(self.options["formula"], LOCAL_FORMULAS)
         with torch.no_grad():
             return diagnostics.contrast(
@@ -250,7 +247,7 @@ class MultiScaleLocalSupCon(_MultiScale):
             )
 
 
-class DeepSupervisionDice(_MultiScale):
+class DeepSupervisionDice(MultiScale):
     r"""Soft Dice at several levels of the decoder: stage three of MMGL.
 
     .. math:: L_{seg}^M = \sum_{d \in D} \lambda_{dice}^d L_{dice}^d
@@ -267,6 +264,7 @@ class DeepSupervisionDice(_MultiScale):
         smooth: added to numerator and denominator.
         ignore_index: points of this label take no part.
         cross_entropy: the share c of cross-entropy, ``(1 - c) · Dice + c · CE`` at each level.
+        gather: over all processes, with the exact gradient; see `functional.soft_dice`.
 
     Raises:
         TypeError, ValueError: a configuration that cannot work.
@@ -288,8 +286,10 @@ class DeepSupervisionDice(_MultiScale):
         smooth: float = 1e-5,
         ignore_index: int | None = None,
         cross_entropy: float = 0.0,
+        gather: bool = False,
     ) -> None:
-        for name, value in (("include_background", include_background), ("batch", batch), ("squared", squared)):
+        flags = {"include_background": include_background, "batch": batch, "squared": squared, "gather": gather}
+        for name, value in flags.items():
             checks.flag(name, value)
         checks.number("smooth", smooth, least=0.0)
         checks.number("cross_entropy", cross_entropy, least=0.0, most=1.0)
@@ -302,6 +302,7 @@ class DeepSupervisionDice(_MultiScale):
             "smooth": smooth,
             "ignore_index": ignore_index,
             "cross_entropy": cross_entropy,
+            "gather": gather,
         }
         super().__init__(weights, options)
 
@@ -322,4 +323,5 @@ class DeepSupervisionDice(_MultiScale):
         """Soft Dice of each class at each level, and which classes the batch lacks."""
         with torch.no_grad():
             levels = self.levels("logits", logits, spatial=True)
-            return diagnostics.dice([level for level in levels if level[2]], labels, self.options)
+            own = {**self.options, "gather": False}
+            return diagnostics.dice([level for level in levels if level[2]], labels, own)

@@ -151,7 +151,7 @@ def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[in
         cell = cell * m + own.view(column)
         centre = places(n, m).to(device)[own]
         distance = distance + (torch.arange(n, device=device) - centre).abs().view(column)
-    flat = labels.reshape(batch, -1).long()
+    flat = labels.flatten(1).long()
     n = flat.shape[1]
     # How often each point's label occurs in its image: lengths of runs in the sorted labels.
     ordered = flat.sort(1).values

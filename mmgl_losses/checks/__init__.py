@@ -39,6 +39,7 @@ from mmgl_losses.checks.tensors import image as image
 from mmgl_losses.checks.tensors import integral as integral
 from mmgl_losses.checks.tensors import label_map as label_map
 from mmgl_losses.checks.tensors import losses as losses
+from mmgl_losses.checks.tensors import numbered as numbered
 from mmgl_losses.checks.tensors import of_shape as of_shape
 from mmgl_losses.checks.tensors import readable as readable
 from mmgl_losses.checks.tensors import same_device as same_device

@@ -152,6 +152,13 @@ def embeddings(value: object, instances: object, keys: object, key_instances: ob
         same_device("key_instances", rows, name, checked)
 
 
+def numbered(tolerance: object, gather: bool) -> None:
+    """Instances are given where their order counts: numbers made up in each process have none."""
+    if gather and tolerance is not None:
+        cure = "Number the images of all processes in their order."
+        raise ValueError(message("`instances` beside `tolerance` and gather=True", "None", cure))
+
+
 def augmentations(instances: Tensor | Sequence[int] | None, batch: int) -> list[list[int]]:
     """The rows of each image, for images that occur equally often; two halves where nothing is given."""
     if instances is None:

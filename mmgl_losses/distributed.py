@@ -1,0 +1,147 @@
+r"""Losses across processes: the one module that touches collectives.
+
+Each process returns its share of a global mean so that **the mean over processes is the loss of the whole batch**.
+DDP and FSDP average the gradients of parameters over processes, and this is the same average, so their gradient is
+exactly that of one process with the whole batch:
+
+- *Sums*: a process returns ``world * local sum / global count``.
+- *Keys from other processes*: the gradient that reaches a row is the sum, over the processes, of what their losses send
+  it. The adjoint of gathering is that sum, with factor 1: the average that follows divides once, as it does for the
+  anchors. (A factor ``1 / world`` here, or keys without a gradient, would be the gradient of something else.)
+
+Numbers of rows may differ between processes, and may be 0. Every process must take part in the forward pass and in the
+backward pass. Without a process group, or with one process, all of it is nothing: the loss is that of one process.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> int:
+    """The number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def own_numbers(n: int, device: torch.device) -> Tensor:
+    """`n` numbers that no other process has, int64 (n,): 0, 1, 2 ... in one process.
+
+    Example:
+        >>> own_numbers(3, torch.device("cpu"))
+        tensor([0, 1, 2])
+    """
+    numbers = torch.arange(n, device=device)
+    return numbers if world() == 1 else numbers * world() + dist.get_rank()
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of `x` over the processes, in each of them; gradients are summed over the processes too.
+
+    Args:
+        x: of the same shape in every process.
+
+    Example:
+        >>> total(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+    return x if world() == 1 else _total(x)
+
+
+def gather(*values: Tensor) -> tuple[Tensor, ...]:
+    """Rows of every process, one below the other, this process's own first.
+
+    The adjoint is exact: the gradient of a row is the sum of the gradients of its copies in all processes.
+
+    Args:
+        *values: each (n, ...), with n of this process in all of them; beyond n of the same shape and type in every
+            process.
+
+    Returns:
+        Each (sum of all n, ...): rows 0 ... n - 1 are this process's own.
+
+    Example:
+        >>> rows, ids = gather(torch.zeros(3, 2), torch.arange(3))
+        >>> rows.shape
+        torch.Size([3, 2])
+    """
+    if world() == 1:
+        return values
+    return tuple(_gather(list(values))[:-1])
+
+
+@torch.library.custom_op("mmgl_losses::total", mutates_args=())
+def _total(x: Tensor) -> Tensor:
+    x = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x)
+    return x
+
+
+@_total.register_fake
+def _(x):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_total.register_autograd(lambda ctx, grad: _total(grad))
+
+
+# Functional collectives of torch want rows of one number in every process. This operation finds the numbers out itself,
+# so compiled code holds it as one node whose result has a size that is known when it runs.
+@torch.library.custom_op("mmgl_losses::gather", mutates_args=())
+def _gather(values: list[Tensor]) -> list[Tensor]:
+    device, n = values[0].device, values[0].shape[0]
+    sizes = torch.empty(world(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(sizes, torch.tensor([n], device=device))
+    numbers = sizes.tolist()
+    order = [*range(dist.get_rank(), world()), *range(dist.get_rank())]
+    results = []
+    for value in values:
+        rows = value.to(torch.uint8) if value.dtype == torch.bool else value  # backends do not send bool
+        padded = rows.new_zeros(max(numbers), *rows.shape[1:])
+        padded[:n] = rows
+        received = padded.new_empty(world() * max(numbers), *padded.shape[1:])
+        dist.all_gather_into_tensor(received, padded)
+        received = received.unflatten(0, (world(), max(numbers)))
+        results.append(torch.cat([received[r, : numbers[r]] for r in order]).to(value.dtype))
+    return [*results, sizes]
+
+
+@_gather.register_fake
+def _(values):
+    rows = torch.library.get_ctx().new_dynamic_size()
+    results = [value.new_empty(rows, *value.shape[1:]) for value in values]
+    return [*results, values[0].new_empty(world(), dtype=torch.int64)]
+
+
+@torch.library.custom_op("mmgl_losses::gather_backward", mutates_args=())
+def _gather_backward(grad: Tensor, sizes: Tensor, n: int) -> Tensor:
+    numbers = sizes.tolist()
+    order = [*range(dist.get_rank(), world()), *range(dist.get_rank())]
+    padded = grad.new_zeros(world(), max(numbers), *grad.shape[1:])
+    for r, rows in zip(order, grad.split([numbers[r] for r in order]), strict=True):
+        padded[r, : numbers[r]] = rows
+    own = torch.empty_like(padded[0])
+    dist.reduce_scatter_tensor(own, padded.flatten(0, 1))
+    return own[:n].clone()
+
+
+@_gather_backward.register_fake
+def _(grad, sizes, n):
+    return grad.new_empty(n, *grad.shape[1:])
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    (values,) = inputs
+    ctx.n = values[0].shape[0]
+    ctx.floating = [value.is_floating_point() for value in values]
+    ctx.save_for_backward(output[-1])
+
+
+def _autograd(ctx, grads):
+    (sizes,) = ctx.saved_tensors
+    return [
+        _gather_backward(grad, sizes, ctx.n) if floating and grad is not None else None
+        for grad, floating in zip(grads, ctx.floating, strict=False)
+    ]
+
+
+_gather.register_autograd(_autograd, setup_context=_setup_context)
