@@ -89,19 +89,18 @@ _total.register_autograd(lambda ctx, grad: _total(grad))
 @torch.library.custom_op("mmgl_losses::gather", mutates_args=())
 def _gather(values: list[Tensor]) -> list[Tensor]:
     device, n = values[0].device, values[0].shape[0]
-    sizes = torch.empty(world(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([n], device=device))
-    numbers = sizes.tolist()
+    sizes = torch.empty(world(), 1, dtype=torch.int64, device=device)
+    dist.all_gather(list(sizes.unbind()), torch.tensor([n], device=device))
+    numbers = sizes.flatten().tolist()
     order = [*range(dist.get_rank(), world()), *range(dist.get_rank())]
     results = []
     for value in values:
         rows = value.to(torch.uint8) if value.dtype == torch.bool else value  # backends do not send bool
         padded = rows.new_zeros(max(numbers), *rows.shape[1:])
         padded[:n] = rows
-        received = padded.new_empty(world() * max(numbers), *padded.shape[1:])
-        dist.all_gather_into_tensor(received, padded)
-        received = received.unflatten(0, (world(), max(numbers)))
-        results.append(torch.cat([received[r, : numbers[r]] for r in order]).to(value.dtype))
+        received = [torch.empty_like(padded) for _ in numbers]
+        dist.all_gather(received, padded)
+        results.append(torch.cat([received[r][: numbers[r]] for r in order]).to(value.dtype))
     return [*results, sizes]
 
 
@@ -109,18 +108,18 @@ def _gather(values: list[Tensor]) -> list[Tensor]:
 def _(values):
     rows = torch.library.get_ctx().new_dynamic_size()
     results = [value.new_empty(rows, *value.shape[1:]) for value in values]
-    return [*results, values[0].new_empty(world(), dtype=torch.int64)]
+    return [*results, values[0].new_empty(world(), 1, dtype=torch.int64)]
 
 
 @torch.library.custom_op("mmgl_losses::gather_backward", mutates_args=())
 def _gather_backward(grad: Tensor, sizes: Tensor, n: int) -> Tensor:
-    numbers = sizes.tolist()
+    numbers = sizes.flatten().tolist()
     order = [*range(dist.get_rank(), world()), *range(dist.get_rank())]
-    padded = grad.new_zeros(world(), max(numbers), *grad.shape[1:])
+    padded = [grad.new_zeros(max(numbers), *grad.shape[1:]) for _ in numbers]
     for r, rows in zip(order, grad.split([numbers[r] for r in order]), strict=True):
-        padded[r, : numbers[r]] = rows
+        padded[r][: numbers[r]] = rows
     own = torch.empty_like(padded[0])
-    dist.reduce_scatter_tensor(own, padded.flatten(0, 1))
+    dist.reduce_scatter(own, padded)
     return own[:n].clone()
 
 
