@@ -18,7 +18,7 @@ _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", 
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module: what went in and out, and when."""
+    """One call of a module: what went in and out, and when; `passed_on`: it returned a tensor as it was given."""
 
     name: str
     module: nn.Module
@@ -27,6 +27,7 @@ class Call:
     end: int = -1
     output: Any = None
     version: int = 0
+    passed_on: bool = False
 
     @property
     def overwritten(self) -> bool:
@@ -136,9 +137,11 @@ def _run_real(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _watch(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     names = {module: name for name, module in net.named_modules()}
     clock, running, ended, handles = count(), [], [], []
+    given: dict[Call, dict[int, int]] = {}  # the versions of what went into a call
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running.append(Call(names[module], module, list(tensors((args, kwargs))), next(clock)))
+        given[running[-1]] = {id(tensor): version(tensor) for tensor in running[-1].inputs}
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         call = running.pop()
@@ -146,6 +149,7 @@ def _watch(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tra
             call = running.pop()
         call.end, call.output = next(clock), output
         call.version = version(output) if isinstance(output, Tensor) else 0
+        call.passed_on = given[call].get(id(output)) == call.version
         ended.append(call)
 
     try:

@@ -136,15 +136,17 @@ def _marks(trace: Trace, image: Tensor) -> list[Mark]:
         padding = isinstance(call.module, _PADDING)
         if call.name and _is_map(output, image) and not channels_last and not padding:
             usable = times[call.name] == 1 and not call.overwritten and output.is_floating_point()
-            usable = usable and not isinstance(call.module, nn.Identity | nn.modules.dropout._DropoutNd)
+            usable = usable and not call.passed_on and not isinstance(call.module, nn.modules.dropout._DropoutNd)
             marks.append(Mark(call.end, tuple(output.shape[2:]), output.shape[1], call, usable, _weights(call)))
     marks.sort(key=lambda mark: mark.time)
     return _without_summaries(marks, image)
 
 
 def _without_summaries(marks: list[Mark], image: Tensor) -> list[Mark]:
-    """Leave out what is pooled to a summary: squeeze and excitation, pyramid pooling."""
-    sizes, summaries = {tuple(image.shape[2:])}, set()
+    """Leave out sizes of summaries: squeeze and excitation, pyramid pooling, maps of attention (one channel)."""
+    sizes = {tuple(image.shape[2:])}
+    weighted = [mark for mark in marks if mark.weights]
+    summaries = {mark.size for mark in weighted} - {mark.size for mark in weighted if mark.channels > 1}  # attention
     kept = []
     for mark in marks:
         point = math.prod(mark.size) == 1 and min(map(math.prod, sizes)) > 4 ** len(mark.size)
@@ -185,20 +187,41 @@ def _heads(trace: Trace, marks: list[Mark], image: Tensor) -> list[Mark]:
     """The marks of what makes the network's output: the classifier, heads of deep supervision, all after the bottom."""
     outputs = [tensor for tensor in tensors(trace.output) if _is_map(tensor, image)]
     channels = {tensor.shape[1] for tensor in outputs}
-    if len(channels) != 1 or not marks:  # features are returned, or nothing that has a place
+    features = len(channels) != 1 and len({tensor.shape[2:] for tensor in outputs}) != 1
+    if features or not marks:  # features are returned, or nothing that has a place
         return []
     _, up = find_valley(marks)
     coarsest = min(marks, key=lambda mark: math.prod(mark.size)).size
     bottom = min(mark.time for mark in marks if same_level(mark.size, coarsest))
-    late = [(mark, mark.call) for mark in marks if mark.call is not None and mark.time >= bottom]
-    small = [mark for mark, _ in late if mark.channels in channels and mark.weights <= 1]
+    late = [mark for mark in marks if mark.call is not None and mark.time >= bottom]
+    wide = [mark for mark in late if mark.channels in channels]
+    small = [mark for mark in wide if mark.weights <= 1]
+    given = {id(tensor) for mark in small if mark.call for tensor in mark.call.inputs}
+    around = [mark for mark in wide if any(mark.holds(head) and mark.size == head.size for head in small)]
+    around = [mark for mark in around if mark.call and id(mark.call.output) not in given]
     returned = {id(tensor) for tensor in outputs} if up else set()
-    returned |= {id(mark.call.output) for mark in small if mark.call and mark.weights}
-    return [
+    returned |= {id(mark.call.output) for mark in (*small, *around) if mark.call and mark.weights}
+    heads = [
         mark
-        for mark, call in late
-        if id(call.output) in returned or mark in small or any(head.holds(mark) for head in small)
+        for mark in late
+        if (mark.call and id(mark.call.output) in returned) or mark in small or any(h.holds(mark) for h in small)
     ]
+    return heads + _closed_heads([mark for mark in marks if mark not in heads], around)
+
+
+def _closed_heads(marks: list[Mark], around: list[Mark]) -> list[Mark]:
+    """What is inside modules that end in a head, where no stage is lost with it."""
+    inside, levels = [], _levels(marks)
+    for head in sorted(around, key=lambda mark: -mark.time):
+        held = [mark for mark in marks if head.holds(mark)]
+        without = [mark for mark in marks if mark is not head and not head.holds(mark)]
+        if held and _levels(without) >= levels:
+            inside, marks = inside + held, without
+    return inside
+
+
+def _levels(marks: list[Mark]) -> int:
+    return sum(map(len, find_valley(marks)))
 
 
 def _before(head: Mark, stage: Mark) -> bool:

@@ -1,0 +1,99 @@
+"""Try every network of the list and write what came out: ``python -m tests.networks --write docs/networks.md``."""
+
+import argparse
+import gc
+import platform
+import sys
+import time
+import warnings
+from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from tests.networks.shim import let_torchvision_import
+from tests.networks.trial import Trial, try_network
+from tests.networks.zoo import ZOO
+
+PACKAGES = ("torch", "monai", "dynamic-network-architectures", "transformers", "segmentation-models-pytorch", "timm", "torchvision")  # fmt: skip
+PAGE = """# Networks it was tried on
+
+Written by `make networks`, which runs `python -m tests.networks --write docs/networks.md`: {count} networks with random
+weights, small where their configuration allows it, nothing downloaded. {versions}; Python {python}, {threads} thread of a CPU.
+
+On each: `discover_stages` must find the stages that were written down beforehand (`tests/networks/*_networks.py`), and leave
+weights, buffers, modes and the random state as they were; the calls it prints must run as they are; one step of
+training must work with each of the three losses, with heads on the stages found; and the plain `state_dict` must go
+back into a fresh network, strictly, and give the same output.
+
+A stage is written stride:channels, such as `2x4x4:12`. *Fake* says that the stages were found by a pass on tensors without data;
+where it says *real*, the network cannot do that, and one pass ran in its place. No decoder means that no module makes
+features finer than the coarsest ones: such networks interpolate their logits, and have one in the last column all the same.
+
+**{passed} of {count} pass.** {failures}
+
+| network | encoder | decoder | pass | result |
+|---|---|---|---|---|
+{rows}
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("only", nargs="*", help="parts of names; all networks by default")
+    parser.add_argument("--write", type=Path, help="the page to write")
+    arguments = parser.parse_args()
+    library = let_torchvision_import()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # those of the networks' own libraries
+    trials = {}
+    for name in ZOO:
+        if arguments.only and not any(part in name for part in arguments.only):
+            continue
+        start, trials[name] = time.monotonic(), Trial()
+        with trials[name].step("the network"), redirect_stdout(sys.stderr):
+            trials[name] = try_network(ZOO[name])
+        gc.collect()
+        mark = "fails" if trials[name].problems else "ok"
+        print(f"{mark:5} {name} ({time.monotonic() - start:.0f} s)", *trials[name].problems, sep="\n      ", flush=True)
+    del library
+    if arguments.write:
+        arguments.write.write_text(page(trials))
+    return any(trial.problems for trial in trials.values())
+
+
+def page(trials: dict[str, Trial]) -> str:
+    failed = {name: trial for name, trial in trials.items() if trial.problems}
+    text = PAGE.format(
+        count=len(trials),
+        passed=len(trials) - len(failed),
+        failures=f"The {len(failed)} that do not are at the end, with what went wrong." if failed else "",
+        versions=", ".join(f"{name} {installed}" for name in PACKAGES if (installed := _installed(name))),
+        python=platform.python_version(),
+        threads=torch.get_num_threads(),
+        rows="\n".join(
+            f"| {name} | {trial.encoder or 'none'} | {trial.decoder or 'none'} | {'fake' if trial.fake else 'real'} | "
+            f"{'**fails**' if trial.problems else 'passes'} |"
+            for name, trial in trials.items()
+        ),
+    )
+    if failed:
+        text += "\n## What fails\n\n"
+        text += "".join(f"- **{name}**: {'; '.join(trial.problems)}\n" for name, trial in failed.items())
+    if revised := {name: ZOO[name].revised for name in trials if ZOO[name].revised}:
+        text += "\n## Expectations that were revised\n\n"
+        text += "The first expectation was another one here; it was changed after a look at the network, for the reason given.\n\n"
+        text += "".join(f"- **{name}**: {reason}\n" for name, reason in revised.items())
+    return text
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
