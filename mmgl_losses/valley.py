@@ -136,7 +136,7 @@ def _solid(run: list[Mark]) -> Mark:
 
 
 def _unprojected(run: list[Mark]) -> Mark:
-    """The last of the run, which joins what came before, if it is more than a projection of the last of several layers."""
+    """The last of the run, which joins what came before, unless it only projects the last of several layers."""
     solid, end = _solid(run), run[-1]
     while end is not solid:
         before = [mark for mark in run if end.follows(mark)]
