@@ -1,7 +1,7 @@
 """``python -m benchmarks``: time, peak memory and error beside what people use, in one interleaved run.
 
-Three commands: ``run`` (the default) measures and writes a CSV file, ``bars`` checks the project's aims in one run, and
-``plots CSV`` draws the figures of the documentation.
+Four commands: ``run`` (the default) measures and writes a CSV file, ``bars`` checks the project's aims in one run,
+``plots CSV`` draws the figures of the documentation, and ``table CSV`` prints its tables.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     plots = commands.add_parser("plots", help="draw the figures of the documentation")
     plots.add_argument("csv", type=Path)
     plots.add_argument("--out", type=Path, default=IMAGES)
+    commands.add_parser("table", help="print the tables of the documentation").add_argument("csv", type=Path)
     return top
 
 
@@ -81,6 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         for path in plots.draw(options.csv, options.out):
             print(f"drawn to {path}")
+        return 0
+    if options.command == "table":
+        print(table.markdown(*table.read(options.csv)))
         return 0
     if options.command == "bars":
         from benchmarks import bars

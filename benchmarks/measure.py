@@ -21,6 +21,7 @@ from benchmarks.case import Case, Step
 
 SLOW = 1.25  # a sample counts where the calibration around it took at most so much more than it can
 SAMPLE = 0.02  # seconds that a sample lasts at least, by repeating short steps
+WARM = 576  # points of what runs before memory is measured: enough that "auto" takes the same way
 
 
 class Timing(NamedTuple):
@@ -150,8 +151,8 @@ def _resident(case: Case, contestant: str, threads: int) -> float:
     step = kind.contestants[contestant].make(kind.problem(case))
     if "compiled" in contestant:  # the compiler is no part of it
         step()
-    else:  # threads and libraries are there before the measurement
-        kind.contestants[contestant].make(kind.problem(case._replace(batch=1, n=min(case.n, 64))))()
+    else:  # threads, libraries and what is imported on first use are there before the measurement
+        kind.contestants[contestant].make(kind.problem(case._replace(batch=1, n=min(case.n, WARM))))()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the most it held starts anew

@@ -102,3 +102,32 @@ def lines(rows: Sequence[Row]) -> list[str]:
             ).rstrip()
         )
     return table
+
+
+def markdown(rows: Sequence[Row], where: Mapping[str, str]) -> str:
+    """All rows as Markdown, a table for each case, for the documentation."""
+    parts = [", ".join(f"{key} {value}" if key == "threads" else value for key, value in where.items())]
+    for case in dict.fromkeys((row.kind, row.batch, row.n, row.d, row.dtype) for row in rows):
+        kind, batch, n, d, dtype = case
+        parts.append(f"**{kind}**, n = {n:,}, d = {d}, {batch} at once, {dtype}")
+        lines = [
+            "| | formula | ms (quartiles) | times ours | peak, MiB | gradient error |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            if (row.kind, row.batch, row.n, row.d, row.dtype) == case:
+                lines.append(_markdown_line(row, our_seconds(row, rows)))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _markdown_line(row: Row, reference: float | None) -> str:
+    milliseconds, times = row.note, ""
+    if row.seconds and row.first_quartile and row.third_quartile:
+        quartiles = f"{row.first_quartile * 1e3:.3g} to {row.third_quartile * 1e3:.3g}"
+        milliseconds = f"{row.seconds * 1e3:.3g} ({quartiles})" + (f", {row.note}" if row.note else "")
+        times = f"{row.seconds / reference:.2f}" if reference else ""
+    name = f"**{row.contestant}**" if is_ours(row) else row.contestant
+    peak = "" if row.peak_mib is None else f"{row.peak_mib:,.0f}"
+    error = "" if row.gradient_error is None else f"{row.gradient_error:.0e}"
+    return "| " + " | ".join([name, row.formula, milliseconds, times, peak, error]) + " |"
