@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmgl_losses import checks, distributed
-from mmgl_losses.contrast import PairOptions, PairTerms, pair_logsumexp, pair_terms
+from mmgl_losses.contrast import PairOptions, PairTerms, halves, pair_logsumexp, pair_terms
 from mmgl_losses.dice import soft_dice
 from mmgl_losses.formulas import GLOBAL_FORMULAS, LOCAL_FORMULAS, Formula, group_means, mean_loss, resolve
 from mmgl_losses.sampling import foreground_places, normalise, points, resample, strided
@@ -184,7 +184,16 @@ def global_losses(
     gather: bool = False,
 ) -> Tensor:
     """`global_contrast` of L levels at once: embeddings (L, A·B, D), keys (L, K, D) -> (L,)."""
-    terms, _ = global_terms(
+    formula = resolve(formula, GLOBAL_FORMULAS)
+    checks.flag("gather", gather)
+    checks.temperature(temperature)
+    alone = not gather or distributed.world() == 1
+    if instances is None and tolerance is None and impl == "auto" and alone and halves.fits(embeddings, temperature):
+        terms = PairTerms(*halves.pair_terms(normalise(embeddings), temperature))
+        losses = formula(terms)
+        checks.losses(losses, terms.self_logit)
+        return losses.mean(1)  # every anchor has a positive and negatives
+    terms = global_terms(
         embeddings,
         instances,
         keys=keys,
@@ -194,7 +203,7 @@ def global_losses(
         impl=impl,
         gather=gather,
     )
-    return group_means(terms, resolve(formula, GLOBAL_FORMULAS), gather=gather)[0]
+    return group_means(terms, formula, gather=gather)[0]
 
 
 def global_terms(
@@ -207,23 +216,21 @@ def global_terms(
     tolerance: float | None = None,
     impl: str = "auto",
     gather: bool = False,
-) -> tuple[PairTerms, Tensor]:
-    """Terms of each embedding of L levels (L, A·B), and the instances (L, A·B); arguments as `global_losses`."""
-    checks.flag("gather", gather)
-    levels, n = embeddings.shape[:2]
+) -> PairTerms:
+    """Terms of each embedding of L levels, (L, A·B); arguments as `global_losses`."""
+    z, half = normalise(embeddings), embeddings.shape[1] // 2
     if instances is None:
         checks.numbered(tolerance, gather)
-        own = distributed.own_numbers if gather else _numbers
-        instances = own(n // 2, embeddings.device).repeat(2)
-    ids = instances.expand(levels, -1)
-    z = normalise(embeddings)
+        numbers = distributed.own_numbers(half, z.device) if gather else torch.arange(half, device=z.device)
+        instances = numbers.repeat(2)
+    ids = instances.expand(len(z), -1)
     options: PairOptions = {}
     if keys is not None and key_instances is not None:
-        keys, key_ids = normalise(keys), key_instances.expand(levels, -1)
+        keys, key_ids = normalise(keys), key_instances.expand(len(z), -1)
         options = _gathered(keys, key_ids) if gather else {"keys": keys, "key_ids": key_ids}
     elif gather:
         options = _gathered(z, ids, anchors=True)
-    terms = pair_terms(
+    return pair_terms(
         z,
         ids,
         temperature=temperature,
@@ -233,7 +240,6 @@ def global_terms(
         precision=embeddings.dtype,
         **options,
     )
-    return terms, ids
 
 
 def local_terms(
@@ -321,7 +327,3 @@ def _gathered(keys: Tensor, ids: Tensor, mask: Tensor | None = None, *, anchors:
 def _known(impl: str, gather: bool) -> str:
     """The implementation, where the number of gathered keys is only known when compiled code runs."""
     return "tiled" if impl == "auto" and gather and torch.compiler.is_compiling() else impl
-
-
-def _numbers(n: int, device: torch.device) -> Tensor:
-    return torch.arange(n, device=device)

@@ -100,13 +100,13 @@ class MultiScaleGlobalContrast(MultiScale):
             alike.setdefault(kind, []).append((level, others, weight))
         losses = []
         for group in alike.values():
-            levels, keys_of, weights = zip(*group, strict=True)
-            stacked = None if keys_of[0] is None else torch.stack(keys_of)
-            single = global_losses(
+            levels, others, weights = zip(*group, strict=True)
+            stacked = None if others[0] is None else torch.stack(others)
+            each = global_losses(
                 torch.stack(levels), instances, keys=stacked, key_instances=key_instances, **self.options
             )
-            losses += [weight * loss for weight, loss in zip(weights, single.unbind(), strict=True)]
-        return torch.stack(losses).sum()
+            losses.append(torch.dot(each, torch.stack([each.new_full((), weight) for weight in weights])))
+        return sum(losses[1:], losses[0])
 
     def diagnose(
         self,
@@ -125,7 +125,7 @@ class MultiScaleGlobalContrast(MultiScale):
                 checks.embeddings(level, instances, others, key_instances, name)
                 others = None if others is None else others[None]
                 terms = global_terms(level[None], instances, keys=others, key_instances=key_instances, **options)
-                levels.append((name, *terms, weight))
+                levels.append((name, terms, terms.n_positives, weight))
             return diagnostics.contrast(
                 levels,
                 formula,

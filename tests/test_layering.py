@@ -13,7 +13,7 @@ ROOT = Path(mmgl_losses.__file__).parent
 # Each layer may import those before it, and nothing of its own.
 LAYERS = [
     {"checks"},
-    {"sampling", "dryrun", "contrast.pairs", "unet", "distributed", "multiscale"},
+    {"sampling", "dryrun", "contrast.pairs", "contrast.halves", "unet", "distributed", "multiscale"},
     {"contrast.reference", "contrast.tiled", "contrast.fused.forward", "heads", "hooks", "valley"},
     {"contrast.fused.backward"},
     {"contrast.fused.launch"},

@@ -1,0 +1,119 @@
+"""Two halves, the default of the global loss: the quick way gives what loops and the general way give."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from mmgl_losses import MultiScaleGlobalContrast
+from mmgl_losses.contrast import halves
+from mmgl_losses.functional import global_contrast
+from tests import oracles
+from tests.strategies import unit_rows
+
+FORMULAS = {"nt_xent": "nt_xent", "decoupled": "decoupled", "mmgl": "mmgl_global"}
+
+
+def all_terms(terms):
+    """A formula that looks at everything."""
+    mixed = torch.logaddexp(terms.negative_lse, terms.self_logit) + terms.positive_lse * terms.positive_sum
+    return mixed / terms.n_negatives + terms.n_positives * terms.self_logit
+
+
+def value_and_gradients(loss, levels):
+    levels = [level.clone().requires_grad_() for level in levels]
+    value = loss(levels)
+    return value, *torch.autograd.grad(value, levels, allow_unused=True)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """How often the quick way was taken."""
+    calls, real = [], halves.pair_terms
+    monkeypatch.setattr(halves, "pair_terms", lambda *args: calls.append(1) or real(*args))
+    return calls
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@given(data=st.data(), half=st.integers(2, 4), tau=st.sampled_from([0.07, 0.5]))
+def test_matches_loops(formula, data, half, tau):
+    z = data.draw(unit_rows(2 * half, 3)).requires_grad_()
+    got = global_contrast(z, temperature=tau, formula=formula)
+    x = torch.nn.functional.normalize(z, dim=1)
+    wanted = oracles.contrastive_loss(FORMULAS[formula], x, [*range(half)] * 2, temperature=tau)
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-9)
+    gradients = [torch.autograd.grad(value, z)[0] for value in (got, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("formula", [*FORMULAS, all_terms, lambda terms: terms.self_logit, lambda t: -t.positive_lse])
+def test_is_the_general_way(formula, taken):
+    """Levels of two shapes share a call each; one of weight 0 holds NaN."""
+    levels = [torch.randn(8, width, dtype=torch.float64) for width in (5, 5, 5, 3)]
+    levels[2].fill_(torch.nan)
+    make = partial(MultiScaleGlobalContrast, weights=(0.1, 0.2, 0.0, 0.7), temperature=0.2, formula=formula)
+    got = value_and_gradients(make(), levels)
+    assert len(taken) == 2
+    wanted = value_and_gradients(make(impl="reference"), levels)
+    assert len(taken) == 2
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_compiles_whole_and_once():
+    counter = CompileCounterWithBackend("aot_eager")
+    loss = MultiScaleGlobalContrast(formula="mmgl")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for _ in range(3):
+        levels = [torch.randn(8, 5) for _ in range(3)]
+        torch.testing.assert_close(value_and_gradients(compiled, levels), value_and_gradients(loss, levels))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("case", ["one image", "small temperature", "trained temperature", "given instances"])
+def test_what_is_left_to_the_general_way(case, taken):
+    z, tau, instances = torch.randn(8, 5), 0.07, None
+    if case == "one image":
+        z = z[:2]
+    elif case == "given instances":
+        instances = torch.arange(4).repeat(2)
+    else:
+        tau = 0.01 if case == "small temperature" else torch.tensor(0.07, requires_grad=True)
+    got = global_contrast(z, instances, temperature=tau)
+    torch.testing.assert_close(got, global_contrast(z, instances, temperature=tau, impl="reference"))
+    assert not taken
+
+
+@pytest.mark.parametrize("tau", [0.0132, 0.07, 1.0])
+def test_range(tau, taken):
+    """Embeddings as far apart and as close as can be, in float32: no overflow, no underflow."""
+    z = torch.cat([torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0], [1.0, 1e-3]])] * 2)
+    got = value_and_gradients(lambda x: global_contrast(x[0], temperature=tau), [z])
+    wanted = value_and_gradients(lambda x: global_contrast(x[0], temperature=tau, impl="reference"), [z.double()])
+    torch.testing.assert_close(got, tuple(x.float() for x in wanted), rtol=1e-4, atol=1e-6)
+    assert taken
+
+
+def test_products_stay_wide_under_autocast():
+    z = torch.randn(8, 16)
+    expected = value_and_gradients(lambda x: global_contrast(x[0]), [z])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(value_and_gradients(lambda x: global_contrast(x[0]), [z]), expected)
+
+
+def test_rows_without_a_direction_and_nan():
+    z = torch.randn(8, 4)
+    z[1] = 0
+    loss, gradient = value_and_gradients(lambda x: global_contrast(x[0]), [z])
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    z[1] = torch.nan
+    assert global_contrast(z).isnan()  # for mixed precision to see
+
+
+def test_functional_gradients():
+    z = torch.randn(8, 4)
+    gradient = torch.func.grad(global_contrast)(z)
+    torch.testing.assert_close(gradient, value_and_gradients(lambda x: global_contrast(x[0]), [z])[1])
