@@ -85,11 +85,9 @@ def unit(features: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
     return (F.normalize(features.float(), dim=-1) * temperature**-0.5).to(dtype)
 
 
-def printed(positives: Tensor, negatives: Tensor, labels: Tensor) -> Tensor:
-    """The formula as printed, from both log-sum-exps (b, n)."""
-    same = (labels[..., None] == torch.arange(int(labels.max()) + 1, device=labels.device)).sum(-2)
-    count = same.gather(-1, labels) - 1
-    valid = (count > 0) & (count < labels.shape[-1] - 1)
+def printed(positives: Tensor, negatives: Tensor, count: Tensor) -> Tensor:
+    """The formula as printed, from both log-sum-exps and the number of positives (b, n); the mean over valid points."""
+    valid = (count > 0) & (count < count.shape[-1] - 1)
     losses = torch.where(valid, negatives - positives, 0.0) / count.clamp(min=1)
     return (losses.sum(-1) / valid.sum(-1)).mean()
 
@@ -103,9 +101,7 @@ def masked(features: Tensor, labels: Tensor, temperature: float, dtype: torch.dt
     itself = torch.eye(labels.shape[-1], dtype=torch.bool, device=labels.device)
     positives = logits.masked_fill(~same | itself, -torch.inf).logsumexp(-1)
     negatives = logits.masked_fill(same, -torch.inf).logsumexp(-1)
-    valid = (count > 0) & (count < labels.shape[-1] - 1)
-    losses = torch.where(valid, negatives - positives, 0.0) / count.clamp(min=1)
-    return (losses.sum(-1) / valid.sum(-1)).mean()
+    return printed(positives, negatives, count)
 
 
 def plain(problem: Problem) -> Step:
@@ -166,6 +162,7 @@ def flex(problem: Problem) -> Step:
     labels = problem.labels.gather(1, order)
     index = order[..., None].expand_as(problem.features)
     batch, n = labels.shape
+    count = torch.stack([torch.bincount(y)[y] - 1 for y in labels])
 
     def positive(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (labels[b, i] == labels[b, j]) & (i != j)
@@ -184,7 +181,7 @@ def flex(problem: Problem) -> Step:
             warnings.simplefilter("ignore")
             calls = [attend(z, z, value, block_mask=mask, scale=1.0, return_lse=True) for mask in masks]
         positives, negatives = (lse[:, 0] for _, lse in calls)
-        return problem.finish(printed(positives, negatives, labels))
+        return problem.finish(printed(positives, negatives, count))
 
     return step
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.gpu import Report
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,4 +29,13 @@ def test_runs_without_a_gpu(tmp_path):
     assert [row["kernel"] for row in content["tuning"]] == ["weigh", "credit"]
     assert not any("failed" in row for row in content["tuning"])
     assert not content["aims"]
+    assert len(content["speed"]) == len(rows)
     assert (tmp_path / "gpu.csv").read_text().startswith("kind,contestant,formula,batch,n,d,dtype")
+
+
+def test_of_two_times_the_later_counts(tmp_path):
+    """A contestant that is left out the second time keeps its first."""
+    report, row = Report(tmp_path), dict.fromkeys(("kind", "contestant", "batch", "n", "d", "dtype"), 1)
+    for seconds in (1.0, None, 2.0, None):
+        report.add_speed(row | {"seconds": seconds})
+    assert [row["seconds"] for row in report.content["speed"]] == [2.0]
