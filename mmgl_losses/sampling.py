@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmgl_losses import checks
@@ -95,7 +94,7 @@ def points(x: Tensor) -> Tensor:
         >>> points(torch.zeros(2, 8, 3, 5)).shape
         torch.Size([2, 15, 8])
     """
-    return x.movedim(1, -1).flatten(1, -2)
+    return x.movedim(1, -1).flatten(1, -2).contiguous()
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -118,9 +117,9 @@ def normalise(x: Tensor) -> Tensor:
     checks.floating("x", x)
     x = x if x.dtype == torch.float64 else x.float()
     largest = x.detach().abs().amax(-1, keepdim=True)
-    zero = largest == 0
-    scaled = x / torch.where(zero, 1.0, largest)
-    return torch.where(zero, 0.0, F.normalize(torch.where(zero, 1.0, scaled), dim=-1, eps=0.0))
+    scaled = x / torch.where(largest == 0, torch.inf, largest)
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / torch.where(largest == 0, 1.0, length)
 
 
 def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[int]) -> Tensor:

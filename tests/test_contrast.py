@@ -1,6 +1,7 @@
-"""The primitive against loops in float64, in every option, implementation and size of strip."""
+"""The primitive against loops in float64, in every option, implementation and size of tile."""
 
 import math
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import pytest
@@ -8,17 +9,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgl_losses.contrast import PairTerms, pair_logsumexp, pair_terms, tiled
-from mmgl_losses.contrast.pairs import build
+from mmgl_losses.contrast import PairTerms, operation, pair_logsumexp, pair_terms
+from mmgl_losses.contrast.pairs import layout
+from mmgl_losses.contrast.tiled import batched, tiles
 from tests import oracles
 from tests.strategies import contrasts, matrices
 
 IMPLEMENTATIONS = ["reference", "tiled"]
 
 
-def small_strips(rows: int):
-    """Strips of at most `rows` rows, so that small problems have many."""
-    return patch.multiple(tiled, ROWS=(1, rows), ELEMENTS=1 << 21)
+@contextmanager
+def small_tiles(rows: int):
+    """Tiles of `rows` rows, so that small problems have many; 0: all pairs at once, where that is done."""
+    with (
+        patch.multiple(tiles, ROWS=max(rows, 1), COLUMNS=2 * max(rows, 1) - 1),
+        patch.object(batched, "POINTS", 0 if rows else 640),
+    ):
+        yield
 
 
 def gradients(outputs, inputs):
@@ -32,13 +39,13 @@ def gradients(outputs, inputs):
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@given(problem=contrasts(), rows=st.sampled_from([1, 2, 3, 8]), promise=st.booleans())
+@given(problem=contrasts(), rows=st.sampled_from([0, 1, 2, 3, 8]), promise=st.booleans())
 def test_matches_loops(impl, problem, rows, promise):
     anchors, ids, options = problem
     inputs = [x.requires_grad_() for x in (anchors, options.get("keys")) if x is not None]
     expected = oracles.pair_logsumexp(anchors, ids, **options)
     bound = 12.0 if promise else None  # |anchor . key| <= 3 * 2 * 2
-    with small_strips(rows):
+    with small_tiles(rows):
         terms = pair_terms(anchors, ids, **options, bound=bound, impl=impl)
         lse = pair_logsumexp(anchors, ids, **options, bound=bound, impl=impl)
         torch.testing.assert_close(tuple(lse), expected[:4], rtol=1e-12, atol=1e-12)
@@ -108,29 +115,33 @@ def test_gradcheck(impl, bound, separate):
         terms = pair_terms(z, ids, temperature=temperature, bound=bound, impl=impl, **options)
         return tuple(torch.where(t.isfinite(), t, 0.0) for t in terms[:4])
 
-    with small_strips(3):
+    with small_tiles(3):
         assert torch.autograd.gradcheck(run, (z, k, temperature))
 
 
-@given(problem=contrasts())
-def test_the_operation_keeps_its_contract(problem):
+@given(problem=contrasts(), rows=st.sampled_from([0, 3]))
+def test_the_operation_keeps_its_contract(problem, rows):
     """opcheck: schema, fake tensors, autograd registration."""
-    anchors, ids, options = problem
-    flat = {k: v[None] if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    pairs = build(anchors[None], ids[None], **flat, bound=12.0).pairs
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(tiled._forward, operands(pairs), test_utils=utils)
+    with small_tiles(rows):
+        torch.library.opcheck(operation._forward, operands(*problem), test_utils=utils)
 
 
-def operands(pairs):
+def operands(anchors, ids, options):
     """The arguments of the operation, leaves of a graph where it has gradients."""
-    values = [x.detach() if isinstance(x, torch.Tensor) else x for x in pairs]
-    return tuple(x.requires_grad_() if i < 2 and x is not None else x for i, x in enumerate(values))
+    options = {k: v[None].detach() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    keys, mask = options.pop("keys", None), options.pop("anchor_mask", None)
+    limit = torch.tensor(12.0 / options.pop("temperature"), dtype=anchors.dtype)
+    order = layout(ids[None].double(), limit=limit, **options)
+    leaves = [x if x is None else x.detach().requires_grad_() for x in (anchors[None], keys)]
+    return *leaves, mask, *order, "tiled", anchors.dtype
 
 
-def test_the_operation_compiles_with_dynamic_shapes():
-    pairs = build(torch.randn(1, 6, 3), torch.tensor([[0, 0, 1, 1, 2, 0]]), temperature=0.5, bound=9.0).pairs
-    torch.library.opcheck(tiled._forward, operands(pairs))
+@pytest.mark.parametrize("rows", [0, 3])
+def test_the_operation_compiles_with_dynamic_shapes(rows):
+    problem = operands(torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 0]), {"temperature": 0.5})
+    with small_tiles(rows):
+        torch.library.opcheck(operation._forward, problem)
 
 
 @given(
@@ -138,15 +149,16 @@ def test_the_operation_compiles_with_dynamic_shapes():
     rows=st.sampled_from([1, 2, 5, 7, 12]),
     labels=st.lists(st.integers(0, 2), min_size=12, max_size=12),
 )
-def test_strip_size_changes_nothing(x, rows, labels):
+def test_tile_size_changes_nothing(x, rows, labels):
     ids = torch.tensor(labels)
     results = []
-    for height in (rows, 64):
+    for height in (0, rows, 64):
         x.requires_grad_()
-        with small_strips(height):
+        with small_tiles(height):
             terms = pair_terms(x, ids, temperature=0.7, bound=12.0, impl="tiled")
             results.append((*terms[:3], *gradients(terms[:3], [x])))
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(results[0], results[2], rtol=1e-12, atol=1e-12)
 
 
 @given(
@@ -154,23 +166,24 @@ def test_strip_size_changes_nothing(x, rows, labels):
     count=st.integers(0, 60),
     rows=st.integers(1, 16),
     mirrored=st.booleans(),
+    whole=st.booleans(),
 )
-def test_strips_cover_every_pair_once(ids, count, rows, mirrored):
-    """Over sorted ids: each pair is in one strip or the mirror image of one, in a segment of the right kind."""
+def test_tiles_cover_every_pair_once(ids, count, rows, mirrored, whole):
+    """Over sorted ids: each pair is in one tile or the mirror image of one, in a segment of the right kind."""
     count = min(count, len(ids))
     ids = sorted(ids[:count]) + sorted(ids[count:])
     lo = [next((j for j in range(count) if ids[j] >= i), count) for i in ids]
     hi = [next((j for j in range(count) if ids[j] > i), count) for i in ids]
     seen: dict = {}
-    with small_strips(rows):
-        for strip in tiled.strips(lo, hi, count, own=True, mirrored=mirrored):
-            for i in range(strip.top, strip.end):
-                for a, b, kind in strip.segments:
+    with small_tiles(rows):
+        for tile in tiles.tiles(lo, hi, count, own=True, mirrored=mirrored, whole=whole):
+            for i in range(tile.top, tile.end):
+                for a, b, kind in tile.segments:
                     for j in range(a, b):
                         same = ids[i] == ids[j]
                         assert kind == "mixed" or same == (kind == "positive")
                         pairs = [(i, j)]
-                        if strip.mirrored and j >= strip.end:
+                        if tile.mirrored and j >= tile.end:
                             pairs.append((j, i))
                         for pair in pairs:
                             seen[pair] = seen.get(pair, 0) + 1
@@ -265,7 +278,7 @@ def test_compiles_whole(impl):
 
 
 def test_memory_is_linear():
-    """No buffer of all pairs: the largest tensor made is a strip."""
+    """No buffer of all pairs: the largest tensor made is a tile."""
     n = 6000
     z, ids = torch.randn(n, 4, requires_grad=True), torch.arange(n) % 5
     largest = 0
@@ -282,7 +295,7 @@ def test_memory_is_linear():
     with Watch():
         terms = pair_terms(z, ids, temperature=0.5, bound=30.0)
         terms.negative_lse.sum().backward()
-    assert largest <= 2 * tiled.ELEMENTS
+    assert largest <= 2 * tiles.ROWS * tiles.COLUMNS
     assert largest < n * n / 8
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mmgl_losses import checks
-from mmgl_losses.contrast import fused, reference, tiled
-from mmgl_losses.contrast.pairs import build, positive_sum
+from mmgl_losses.contrast import reference
+from mmgl_losses.contrast.operation import contrast
+from mmgl_losses.contrast.pairs import comparable, layout
 
-IMPLEMENTATIONS = {"reference": reference.pair_logsumexp, "tiled": tiled.pair_logsumexp}
 DENSE = 1 << 18  # pairs up to which forming them all at once is quicker
 
 
@@ -115,7 +115,7 @@ def pair_logsumexp(
         >>> result.n_negatives
         tensor([1, 1, 2])
     """
-    positives, negatives, n_positives, n_negatives, _ = _contrast(
+    positives, negatives, _, n_positives, n_negatives = _contrast(
         anchors,
         ids,
         temperature=temperature,
@@ -129,7 +129,6 @@ def pair_logsumexp(
         bound=bound,
         impl=impl,
         precision=precision,
-        sums=False,
     )
     return PairLogSumExp(positives, negatives, n_positives, n_negatives)
 
@@ -165,13 +164,10 @@ def pair_terms(
         >>> pair_terms(torch.eye(3), torch.tensor([0, 0, 1]), temperature=0.5).self_logit
         tensor([2., 2., 2.])
     """
-    positives, negatives, n_positives, n_negatives, total = _contrast(
-        anchors, ids, temperature=temperature, impl=impl, precision=precision, sums=True, **options
+    positives, negatives, total, n_positives, n_negatives = _contrast(
+        anchors, ids, temperature=temperature, impl=impl, precision=precision, **options
     )
-    wide = _wide(anchors)
-    mask = options.get("anchor_mask")
-    if mask is not None:
-        wide = torch.where(mask[..., None], wide, 0.0)
+    wide = _select(_wide(anchors), options.get("anchor_mask"))
     return PairTerms(positives, negatives, total, wide.square().sum(-1) / temperature, n_positives, n_negatives)
 
 
@@ -182,43 +178,51 @@ def _contrast(
     temperature: float | Tensor,
     impl: str,
     precision: torch.dtype | None,
-    sums: bool,
     **options: Unpack[PairOptions],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Check, sort, compute, and bring back: the log-sum-exps, the counts and (with `sums`) the sums of logits."""
+) -> tuple[Tensor, ...]:
+    """Check, bring into one form, and compute: log-sum-exps, the sum of positive logits, and the counts."""
     checks.implementation(impl)
     checks.precision(precision)
     checks.temperature(temperature)
     checks.contrast(anchors, ids, **options)
-    dims, mask = anchors.ndim - 2, options.get("anchor_mask")
+    shape, dims = ids.shape, anchors.ndim - 2
+    bound, tolerance = options.get("bound"), options.get("tolerance")
+    flat: dict[str, Any] = {name: _flatten(value, dims) for name, value in options.items() if name != "bound"}
+    keys, anchor_mask, key_mask = (flat.pop(name, None) for name in ("keys", "anchor_mask", "key_mask"))
+    own_ids, key_ids = comparable(_flatten(ids, dims), flat.pop("key_ids", None), tolerance)
+    if flat.get("key_log_weights") is not None:
+        flat["key_log_weights"] = flat["key_log_weights"].detach().to(_wide(anchors).dtype)
     with torch.autocast(anchors.device.type, enabled=False):
-        flat = {name: _flatten(value, dims) for name, value in options.items()}
-        problem = build(_flatten(_wide(anchors), dims), _flatten(ids, dims), temperature=temperature, **flat)
-        pairs = problem.pairs
-        if impl == "auto" or not pairs.lo.numel():  # without anchors there is nothing to cut into tiles
-            keys = pairs.anchors if pairs.keys is None else pairs.keys
-            impl = "reference" if pairs.lo.numel() * keys.shape[1] <= DENSE else "tiled"
-        if impl == "fused":
-            lse = fused.pair_logsumexp(pairs, precision or anchors.dtype)
+        wide = _flatten(_wide(anchors), dims)
+        if keys is None:
+            # Half of the scale on either side keeps the product symmetric, and gives the temperature its gradient.
+            used = None if key_mask is None or anchor_mask is None else key_mask | anchor_mask
+            wide = _select(wide, used) * (temperature**-0.5)
         else:
-            lse = IMPLEMENTATIONS[impl](pairs)
-        counts = pairs.counts()
-        total = positive_sum(problem) if sums else lse[0]
-    positives, negatives, n_positives, n_negatives, total = (
-        problem.unsort(x).view(ids.shape) for x in (*lse, *counts, total)
-    )
-    if mask is not None:
-        n_positives, n_negatives = torch.where(mask, n_positives, 0), torch.where(mask, n_negatives, 0)
-    # Counts, not -inf, say what is empty; `where` also keeps any gradient, even NaN, away from empty rows.
-    positives = torch.where(n_positives > 0, positives, -torch.inf)
-    negatives = torch.where(n_negatives > 0, negatives, -torch.inf)
-    total = torch.where(n_positives > 0, total, 0.0)
-    return positives, negatives, n_positives, n_negatives, total
+            wide, keys = _select(wide, anchor_mask) / temperature, _select(keys.to(wide.dtype), key_mask)
+        if impl == "auto" or not ids.numel():  # without anchors there is nothing to cut into tiles
+            pairs = wide.shape[0] * wide.shape[1] * (wide if keys is None else keys).shape[1]
+            impl = "reference" if pairs <= (DENSE if wide.is_cuda else 0) else "tiled"
+        if impl == "reference":
+            result = reference.contrast(
+                wide, keys, own_ids, key_ids, anchor_mask=anchor_mask, key_mask=key_mask, **flat
+            )
+        else:
+            # `as_tensor` keeps a temperature that is a tensor on its device: nothing waits for its value.
+            limit = None if bound is None else torch.as_tensor(bound / temperature, dtype=wide.dtype).detach()
+            order = layout(own_ids, key_ids=key_ids, key_mask=key_mask, limit=limit, **flat)
+            result = contrast(wide, keys, anchor_mask, order, impl=impl, precision=precision or anchors.dtype)
+    return tuple(x.view(shape) for x in result)
 
 
 def _wide(x: Tensor) -> Tensor:
     """float32 for half precision: products of logits are summed in no less."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _select(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Rows that take part, zeros for the others, whatever those hold: NaN times 0 would still be NaN."""
+    return x if mask is None else torch.where(mask[..., None], x, 0.0)
 
 
 def _flatten(value: Any, dims: int) -> Any:

@@ -1,6 +1,6 @@
 """The sorted form of a contrast: keys in the order of their ids, positives of each anchor as one range.
 
-Implementations of the primitive see this form only, so none of them knows labels, masks of keys or temperatures.
+Implementations of the primitive see `Pairs` only, so none of them knows labels, masks of keys or temperatures.
 """
 
 from typing import NamedTuple
@@ -26,140 +26,111 @@ class Pairs(NamedTuple):
     limit: Tensor | None  # 0-d: no logit is larger than this in magnitude; None: nothing is known
     symmetric: bool  # the anchors are the keys, and i is a positive of j where j is one of i
 
+    def own(self) -> tuple[Tensor, Tensor] | None:
+        """The place of each anchor's own key, and whether it is in the range of positives; None if none has one."""
+        if self.keys is not None and self.itself is None:
+            return None
+        place = torch.arange(self.lo.shape[1], device=self.lo.device) if self.itself is None else self.itself
+        return place, (place >= self.lo) & (place < self.hi)
+
     def counts(self) -> tuple[Tensor, Tensor]:
         """Number of positives and negatives of each anchor, int64 (G, N)."""
         positives = self.hi - self.lo
         negatives = self.count[:, None] - positives
-        if self.keys is None or self.itself is not None:
-            own = torch.arange(self.lo.shape[1], device=self.lo.device) if self.itself is None else self.itself
-            takes_part = (own >= 0) & (own < self.count[:, None])
-            positive = takes_part & (own >= self.lo) & (own < self.hi)
+        own = self.own()
+        if own is not None:
+            place, positive = own
+            takes_part = (place >= 0) & (place < self.count[:, None])
             positives, negatives = positives - positive.long(), negatives - (takes_part & ~positive).long()
         return positives, negatives
 
 
-class Sorted(NamedTuple):
-    """`Pairs` and what leads back to the caller's order."""
+class Layout(NamedTuple):
+    """How a contrast is sorted: all of `Pairs` but the features, and the way back to the caller's order."""
 
-    pairs: Pairs
-    restore: Tensor  # (G, N) int64: where the caller's anchor i stands
-    first: Tensor  # (G, M) int64: for each key the first key of its id
-    prefix: bool  # positives are ranges of ids, not single ids
+    order: Tensor  # (G, N) int64: which of the caller's anchors stands at each place
+    key_order: Tensor | None  # (G, M) int64; None: the anchors are the keys
+    first: Tensor | None  # (G, M) int64: the first key of each key's id; None: lo, or not needed for ranges of ids
+    lo: Tensor
+    hi: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+    itself: Tensor | None
+    log_weights: Tensor | None
+    limit: Tensor | None
+    symmetric: bool
+    ranges: bool  # positives are ranges of ids, not single ids
 
-    def unsort(self, values: Tensor) -> Tensor:
-        """Values (G, N) of the sorted anchors, in the caller's order."""
-        return values.gather(1, self.restore)
+    def pairs(self, anchors: Tensor, keys: Tensor | None) -> Pairs:
+        """The sorted form of features (G, N, D) and (G, M, D), which are scaled so that products are logits."""
+        return Pairs(
+            rows(anchors, self.order),
+            None if keys is None or self.key_order is None else rows(keys, self.key_order),
+            self.lo, self.hi, self.count, self.itself, self.log_weights, self.limit, self.symmetric,
+        )  # fmt: skip
 
 
-def build(
-    anchors: Tensor,
+def layout(
     ids: Tensor,
     *,
-    temperature: float | Tensor,
-    keys: Tensor | None = None,
     key_ids: Tensor | None = None,
     self_index: Tensor | None = None,
-    anchor_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
     key_log_weights: Tensor | None = None,
     tolerance: float | None = None,
-    bound: float | None = None,
-) -> Sorted:
-    """Sort a contrast of G groups: anchors (G, N, D), ids (G, N), keys (G, M, D) and so on."""
-    own = keys is None or key_ids is None
-    if keys is None or key_ids is None:
-        # Half of the scale on either side keeps the product symmetric, and gives the temperature its gradient.
-        used = None if key_mask is None or anchor_mask is None else key_mask | anchor_mask
-        anchors = _select(anchors, used) * (temperature**-0.5)
-        key_ids = ids
+    limit: Tensor | None = None,
+) -> Layout:
+    """Sort a contrast of G groups: ids (G, N), key_ids (G, M) and so on, in types that `comparable` gave them."""
+    own = key_ids is None
+    other = ids if key_ids is None else key_ids
+    key_order = _order(other, key_mask)
+    other = other.gather(1, key_order)
+    if key_mask is None:
+        count = other.new_full((), other.shape[1], dtype=torch.int64).expand(other.shape[0])
     else:
-        anchors = _select(anchors, anchor_mask) / temperature
-        keys = _select(keys.to(anchors.dtype), key_mask)
-    ids, key_ids = _comparable(ids, key_ids, tolerance)
-
-    key_order = _order(key_ids, key_mask)
-    key_ids = key_ids.gather(1, key_order)
-    count = key_mask.sum(1) if key_mask is not None else key_ids.new_full((), key_ids.shape[1]).long()
-    count = count.expand(key_ids.shape[0])
-    key_ids = _fill_tail(key_ids, count)
+        count = key_mask.sum(1)
+        other = _fill_tail(other, count)
     order = key_order if own else _order(ids, None)
-    ids = ids.gather(1, order)
-    reach = 0.0 if tolerance is None else tolerance
+    ids = other if own and key_mask is None else ids.gather(1, order)
+    low, high = (ids, ids) if not tolerance else (ids - tolerance, ids + tolerance)
+    lo, hi = torch.searchsorted(other, low), torch.searchsorted(other, high, right=True)
     last = count[:, None]
-    lo = torch.searchsorted(key_ids, ids - reach if reach else ids).minimum(last)
-    hi = torch.searchsorted(key_ids, ids + reach if reach else ids, right=True).minimum(last)
-
+    if key_mask is not None:
+        lo, hi = lo.minimum(last), hi.minimum(last)
     itself = None
-    if keys is not None:
-        keys = _rows(keys, key_order)
-        if self_index is not None:
-            position = _inverse(key_order)
-            chosen = self_index.gather(1, order)
-            itself = torch.where(chosen >= 0, position.gather(1, chosen.clamp(min=0)), -1)
-            itself = torch.where(itself < last, itself, -1)
-    limit = None
-    if bound is not None:
-        # `as_tensor` keeps a temperature that is a tensor on its device: nothing waits for its value.
-        limit = torch.as_tensor(bound / temperature, dtype=anchors.dtype).detach()
-    pairs = Pairs(
-        anchors=_rows(anchors, order),
-        keys=keys,
+    if self_index is not None and not own:
+        chosen = self_index.gather(1, order)
+        place = unsort(torch.arange(other.shape[1], device=other.device).expand_as(other), key_order)
+        itself = torch.where(chosen >= 0, place.gather(1, chosen.clamp(min=0)), -1)
+        itself = torch.where(itself < last, itself, -1)
+    return Layout(
+        order=order,
+        key_order=None if own else key_order,
+        first=None if own or tolerance is not None else torch.searchsorted(other, other),
         lo=lo,
         hi=hi,
         count=count,
         itself=itself,
-        log_weights=None if key_log_weights is None else key_log_weights.to(anchors.dtype).gather(1, key_order),
+        log_weights=None if key_log_weights is None else key_log_weights.gather(1, key_order),
         limit=limit,
         symmetric=own and tolerance is None,
+        ranges=tolerance is not None,
     )
-    return Sorted(pairs, _inverse(order), torch.searchsorted(key_ids, key_ids), tolerance is not None)
 
 
-def positive_sum(problem: Sorted) -> Tensor:
-    """The sum of each anchor's logits with its positives, (G, N), sorted; O(n d): no pair is formed.
-
-    Sums of keys over runs of one id or, where positives are ranges of ids, differences of running sums in float64.
-    """
-    pairs = problem.pairs
-    anchors, lo, hi = pairs.anchors, pairs.lo, pairs.hi
-    keys = anchors if pairs.keys is None else pairs.keys
-    column = torch.arange(keys.shape[1], device=keys.device)
-    keys_in = torch.where((column < pairs.count[:, None])[..., None], keys, 0.0)
-    if problem.prefix:
-        running = torch.nn.functional.pad(keys_in.double().cumsum(1), (0, 0, 1, 0))
-        total = (_rows(running, hi) - _rows(running, lo)).to(anchors.dtype)
-    else:
-        sums = torch.zeros_like(keys).scatter_add(1, problem.first[..., None].expand_as(keys), keys_in)
-        total = _rows(sums, lo.clamp(max=max(keys.shape[1] - 1, 0)))
-        total = torch.where((hi > lo)[..., None], total, 0.0)
-    if pairs.keys is None:
-        own = anchors
-        position = torch.arange(anchors.shape[1], device=keys.device).expand_as(lo)
-    elif pairs.itself is not None:
-        own = _rows(keys, pairs.itself.clamp(min=0))
-        position = pairs.itself
-    else:
-        return (anchors * total).sum(-1)
-    inside = (position >= lo) & (position < hi)
-    return (anchors * (total - torch.where(inside[..., None], own, 0.0))).sum(-1)
-
-
-def _select(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Rows that take part, zeros for the others, whatever those hold: NaN times 0 would still be NaN."""
-    return x if mask is None else torch.where(mask[..., None], x, 0.0)
-
-
-def _comparable(ids: Tensor, key_ids: Tensor, tolerance: float | None) -> tuple[Tensor, Tensor]:
+def comparable(ids: Tensor, key_ids: Tensor | None, tolerance: float | None) -> tuple[Tensor, Tensor | None]:
     """Both ids in one type that sorts and, with a tolerance, subtracts exactly enough."""
-    wide = torch.promote_types(ids.dtype, key_ids.dtype)
+    wide = ids.dtype if key_ids is None else torch.promote_types(ids.dtype, key_ids.dtype)
     if tolerance is not None:
         wide = torch.float64
     elif not wide.is_floating_point:
-        return ids.long(), key_ids.long()
+        return ids.long(), None if key_ids is None else key_ids.long()
     wide = torch.promote_types(wide, torch.float32)
-    # An id that is NaN can only be one that takes no part; it must not upset the order of the others.
-    ids, key_ids = ids.to(wide), key_ids.to(wide)
-    return torch.where(ids.isnan(), torch.inf, ids), torch.where(key_ids.isnan(), torch.inf, key_ids)
+    return _sortable(ids.to(wide)), None if key_ids is None else _sortable(key_ids.to(wide))
+
+
+def _sortable(ids: Tensor) -> Tensor:
+    """An id that is NaN can only be one that takes no part; it must not upset the order of the others."""
+    return torch.where(ids.isnan(), torch.inf, ids)
 
 
 def _order(ids: Tensor, mask: Tensor | None) -> Tensor:
@@ -173,20 +144,27 @@ def _order(ids: Tensor, mask: Tensor | None) -> Tensor:
 
 def _fill_tail(ids: Tensor, count: Tensor) -> Tensor:
     """Sorted ids whose tail, which takes no part, holds the largest value, so that the whole row is sorted."""
-    info = torch.finfo(ids.dtype) if ids.is_floating_point() else torch.iinfo(ids.dtype)
-    largest = float("inf") if ids.is_floating_point() else info.max
+    largest = torch.inf if ids.is_floating_point() else torch.iinfo(ids.dtype).max
     column = torch.arange(ids.shape[1], device=ids.device)
     return torch.where(column < count[:, None], ids, largest)
 
 
-def _inverse(order: Tensor) -> Tensor:
-    return torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
+def rows(x: Tensor, index: Tensor) -> Tensor:
     """x[g, index[g, i]] for x (G, M, D) and index (G, N)."""
-    groups, rows, width = x.shape
-    offset = torch.arange(groups, device=x.device)[:, None] * rows
-    return x.reshape(-1, width).index_select(0, (index + offset).reshape(-1)).view(groups, index.shape[1], width)
+    groups, m, width = x.shape
+    return x.reshape(-1, width).index_select(0, flat(index, m)).view(groups, index.shape[1], width)
+
+
+def flat(index: Tensor, m: int) -> Tensor:
+    """Row numbers (G, N) of groups of `m` rows each, as numbers of the rows of all groups."""
+    offset = torch.arange(index.shape[0], device=index.device)[:, None] * m
+    return (index + offset).flatten()
+
+
+def unsort(values: Tensor, order: Tensor) -> Tensor:
+    """Sorted values (G, N) or rows (G, N, D) in the caller's order."""
+    if values.ndim == 2:
+        return torch.empty_like(values).scatter_(1, order, values)
+    groups, n, width = values.shape
+    out = torch.empty_like(values).view(-1, width)
+    return out.index_copy_(0, flat(order, n), values.reshape(-1, width)).view(groups, n, width)

@@ -1,25 +1,48 @@
-"""The primitive written plainly: every pair at once, gradients by autograd. The oracle of the other two."""
+"""The primitive written plainly: every pair at once, gradients by autograd. The oracle of the other implementations."""
 
 import torch
 from torch import Tensor
 
-from mmgl_losses.contrast.pairs import Pairs
 
+def contrast(
+    anchors: Tensor,
+    keys: Tensor | None,
+    ids: Tensor,
+    key_ids: Tensor | None,
+    *,
+    self_index: Tensor | None = None,
+    anchor_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    key_log_weights: Tensor | None = None,
+    tolerance: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log-sum-exp over positives and negatives, sum of positive logits, numbers of both; each (G, N).
 
-def pair_logsumexp(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over positives and over negatives, each (G, N); -inf where there are none."""
-    keys = pairs.anchors if pairs.keys is None else pairs.keys
-    logits = pairs.anchors @ keys.mT
-    if pairs.log_weights is not None:
-        logits = logits + pairs.log_weights[:, None, :]
-    column = torch.arange(keys.shape[1], device=keys.device)
-    positive = (column >= pairs.lo[..., None]) & (column < pairs.hi[..., None])
-    takes_part = column < pairs.count[:, None, None]
-    if pairs.keys is None:
-        takes_part = takes_part & (column != torch.arange(keys.shape[1], device=keys.device)[:, None])
-    elif pairs.itself is not None:
-        takes_part = takes_part & (column != pairs.itself[..., None])
-    return _logsumexp(logits, positive & takes_part), _logsumexp(logits, ~positive & takes_part)
+    Products of anchors (G, N, D) and keys (G, M, D) are logits; masked rows are zeros.
+    """
+    other = anchors if keys is None else keys
+    logits = anchors @ other.mT
+    column = torch.arange(other.shape[1], device=ids.device)
+    pairs = torch.ones_like(logits, dtype=torch.bool)
+    if key_mask is not None:
+        pairs = pairs & key_mask[:, None, :]
+    if anchor_mask is not None:
+        pairs = pairs & anchor_mask[..., None]
+    if keys is None:
+        pairs = pairs & (column != column[:, None])
+    elif self_index is not None:
+        pairs = pairs & (column != self_index[..., None])
+    key_ids = ids if key_ids is None else key_ids
+    if tolerance is None:
+        same = ids[..., None] == key_ids[:, None, :]
+    else:
+        same = (ids[..., None] - key_ids[:, None, :]).abs() <= tolerance
+    positive, negative = pairs & same, pairs & ~same
+    total = logits.masked_fill(~positive, 0.0).sum(-1)
+    if key_log_weights is not None:
+        logits = logits + key_log_weights[:, None, :]
+    lse = _logsumexp(logits, positive), _logsumexp(logits, negative)
+    return *lse, total, positive.sum(-1), negative.sum(-1)
 
 
 def _logsumexp(logits: Tensor, mask: Tensor) -> Tensor:

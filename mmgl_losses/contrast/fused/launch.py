@@ -7,6 +7,7 @@ launched, and the one that is not meant leaves at once.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -194,8 +195,8 @@ def own_keys(pairs: Pairs) -> Tensor:
 def backward(
     pairs: Pairs,
     dtype: torch.dtype,
-    results: tuple[Tensor, Tensor],
-    upstream: tuple[Tensor, Tensor],
+    results: Sequence[Tensor],
+    upstream: Sequence[Tensor],
     needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the anchors and of the keys, float32, each where it is `needed`."""

@@ -1,0 +1,37 @@
+"""One constant shift for every exp, where the range of the logits is known and fits the type."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmgl_losses.contrast.pairs import Pairs
+
+LOG2_E = 1 / math.log(2)  # exp2 is several times faster than exp, so with a shift logits are in units of log 2
+
+
+def constant_shift(pairs: Pairs) -> float | None:
+    """The constant c with which every exp(s - c) and their sums are normal numbers, or None where there is none.
+
+    Normal for all pairs: c <= -log(tiny) - limit; no overflow of a sum: c >= limit + log(n) - log(max).
+    """
+    if pairs.limit is None:
+        return None
+    info = torch.finfo(pairs.anchors.dtype)
+    reach = pairs.limit.item()
+    if pairs.log_weights is not None:
+        reach += pairs.log_weights.abs().max().item()
+    least = max(0.0, reach + math.log(max(int(pairs.count.max()), 1)) - math.log(info.max) + 0.1)
+    return least if least <= -math.log(info.tiny) - reach else None
+
+
+def factors(grads: Sequence[Tensor], logsumexps: Sequence[Tensor], shift: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What E = exp(s - shift) of positives and of negatives is multiplied by, (G, N) each, and their common size.
+
+    Factors reach exp(-88): without the size taken out first, small gradients would become denormal.
+    """
+    size = torch.maximum(grads[0].abs().max(), grads[1].abs().max())
+    size = torch.where(size == 0, 1.0, size)
+    positive, negative = (grad / size * (shift - lse).exp() for grad, lse in zip(grads, logsumexps, strict=True))
+    return positive, negative, size

@@ -1,0 +1,268 @@
+"""The primitive tile by tile: memory linear in the number of points.
+
+Where keys = anchors, a tile of E above the diagonal stands for its mirror image too, so each pair is computed once.
+Ids are sorted, so the columns of a tile fall into segments that are all positive, all negative, or mixed, and only
+mixed ones need a mask. No negative is ever found by subtraction.
+
+Where a constant shift keeps exp in range, it is taken after that; otherwise each row has its own maximum, and a tile
+spans all columns.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmgl_losses.contrast.pairs import Pairs
+from mmgl_losses.contrast.tiled.shift import LOG2_E, factors
+
+ROWS, COLUMNS = 256, 4096  # of a tile: 4 MiB in float32, which stays in the caches that matter
+
+
+class Tile(NamedTuple):
+    """Rows [top, end) against columns [first, last): `mirrored` when it also stands for its transpose."""
+
+    top: int
+    end: int
+    first: int
+    last: int
+    mirrored: bool
+    segments: tuple[tuple[int, int, str], ...]  # (from, to, "positive" | "negative" | "mixed")
+
+    @property
+    def beyond(self) -> int:
+        """The first column that is no row of the tile: those before it have been credited as rows."""
+        return max(self.first, self.end)
+
+
+def tiles(lo: list[int], hi: list[int], count: int, *, own: bool, mirrored: bool, whole: bool) -> Iterator[Tile]:
+    """Cover the pairs of one group, each once (with its mirror image where `mirrored`), with `whole` rows or not."""
+    rows, width = len(lo), count if whole else min(count, COLUMNS)
+    height = max(1, min(ROWS, ROWS * COLUMNS // max(count, 1))) if whole else ROWS
+    top = 0
+    while top < rows and count:
+        end = min(top + height, rows)
+        if own and top < count:
+            end = min(end, count)  # rows that are no keys follow, sorted anew
+        if top + height // 4 < hi[top] < end:
+            end = hi[top]  # end with a large run of one id, so that no segment is mixed
+        elif top < lo[end - 1] < end and hi[end - 1] - lo[end - 1] > height:
+            end = lo[end - 1]  # leave a large run to the tiles after
+        mirror = mirrored and top < count
+        # The ranges of ascending ids ascend: what is left or right of all of them is negative, what is in all of
+        # them positive, the rest mixed.
+        edges = [0, lo[top], lo[end - 1], hi[top], hi[end - 1], count]
+        kinds = ["negative", "mixed", "positive", "mixed", "negative"]
+        if lo[end - 1] > hi[top]:  # nothing is in all of them
+            edges, kinds = [0, lo[top], hi[end - 1], count], ["negative", "mixed", "negative"]
+        for first in range(top if mirror else 0, count, width):
+            last = min(first + width, count)
+            cuts = pairwise(min(max(edge, first), last) for edge in edges)
+            segments = tuple((a, b, kind) for (a, b), kind in zip(cuts, kinds, strict=True) if a < b)
+            yield Tile(top, end, first, last, mirror, segments)
+        top = end
+
+
+class Group(NamedTuple):
+    """One group as its tiles need it, and room for two of them: new memory for each would cost time."""
+
+    anchors: Tensor  # (N, D)
+    keys: Tensor  # (M, D); `anchors` itself where the anchors are the keys
+    lo: Tensor  # (N,)
+    hi: Tensor  # (N,)
+    itself: Tensor | None  # (N,)
+    log_weights: Tensor | None  # (M,)
+    tiles: list[Tile]
+    room: Tensor
+
+    def logits(self, tile: Tile) -> Tensor:
+        """Logits of the tile, without the weights of the keys, in the first room."""
+        rows, columns = self.anchors[tile.top : tile.end], self.keys[tile.first : tile.last]
+        return torch.mm(rows, columns.T, out=self.matrix(0, len(rows), len(columns)))
+
+    def matrix(self, number: int, height: int, width: int) -> Tensor:
+        """A room as a matrix, which holds anything."""
+        return self.room[number, : height * width].view(height, width)
+
+    def positive(self, tile: Tile, a: int, b: int) -> Tensor:
+        """Which of columns [a, b) are positives of each row, the row's own key included."""
+        column = torch.arange(a, b, device=self.lo.device)
+        rows = slice(tile.top, tile.end)
+        return (column >= self.lo[rows, None]) & (column < self.hi[rows, None])
+
+    def clear_own(self, tile: Tile, values: Tensor, fill: float = 0.0) -> None:
+        """Take each row's own key out of `values`, which holds the tile."""
+        if self.keys is self.anchors:
+            if tile.first < tile.end and tile.top < tile.last:
+                values.diagonal(tile.top - tile.first).fill_(fill)
+        elif self.itself is not None:
+            column = self.itself[tile.top : tile.end] - tile.first
+            row = ((column >= 0) & (column < values.shape[1])).nonzero().squeeze(1)
+            values[row, column[row]] = fill
+
+
+def _scale(shift: float | None) -> float:
+    """The factor of the logits."""
+    return 1.0 if shift is None else LOG2_E
+
+
+def _groups(pairs: Pairs, shift: float | None) -> Iterator[Group]:
+    """The groups one by one, with logits multiplied by `_scale`; tiles are mirrored where a shift allows it."""
+    own = pairs.keys is None
+    anchors, scale = pairs.anchors, _scale(shift)
+    if scale != 1.0:
+        anchors = anchors * (scale**0.5 if own else scale)
+    room = anchors.new_empty(0)
+    for g, (lo, hi, count) in enumerate(zip(pairs.lo.tolist(), pairs.hi.tolist(), pairs.count.tolist(), strict=True)):
+        cover = list(tiles(lo, hi, count, own=own, mirrored=pairs.symmetric and shift is not None, whole=shift is None))
+        most = max(((t.end - t.top) * (t.last - t.first) for t in cover), default=0)
+        if most > room.shape[-1]:
+            room = anchors.new_empty(2, most)
+        rows = anchors[g]
+        yield Group(
+            anchors=rows,
+            keys=rows if pairs.keys is None else pairs.keys[g],
+            lo=pairs.lo[g],
+            hi=pairs.hi[g],
+            itself=None if pairs.itself is None else pairs.itself[g],
+            log_weights=None if pairs.log_weights is None else pairs.log_weights[g],
+            tiles=cover,
+            room=room,
+        )
+
+
+def forward(pairs: Pairs, shift: float | None) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over positives and over negatives, each (G, N); -inf where there are none."""
+    start = -torch.inf if shift is None else 0.0
+    positives = torch.full_like(pairs.lo, start, dtype=pairs.anchors.dtype)
+    negatives = positives.clone()
+    for g, group in enumerate(_groups(pairs, shift)):
+        for tile in group.tiles:
+            if shift is None:
+                rows = slice(tile.top, tile.end)
+                positives[g, rows], negatives[g, rows] = _row_logsumexp(group, tile)
+            else:
+                _credit_sums(group, tile, shift, positives[g], negatives[g])
+    if shift is None:
+        return positives, negatives
+    return positives.log_().add_(shift), negatives.log_().add_(shift)
+
+
+def _row_logsumexp(group: Group, tile: Tile) -> tuple[Tensor, Tensor]:
+    logits = group.logits(tile)
+    if group.log_weights is not None:
+        logits += group.log_weights[tile.first : tile.last]
+    group.clear_own(tile, logits, -torch.inf)
+    mask = group.positive(tile, tile.first, tile.last)
+    return logits.masked_fill(~mask, -torch.inf).logsumexp(1), logits.masked_fill_(mask, -torch.inf).logsumexp(1)
+
+
+def _exponentials(group: Group, tile: Tile, shift: float) -> Tensor:
+    """exp(s - shift) of the tile, each row's own key 0; the logits come in units of log 2."""
+    values = group.logits(tile)
+    if shift:
+        values -= shift * LOG2_E
+    values = values.exp2_()
+    group.clear_own(tile, values)
+    return values
+
+
+def _credit_sums(group: Group, tile: Tile, shift: float, positives: Tensor, negatives: Tensor) -> None:
+    values = _exponentials(group, tile, shift)
+    for a, b, kind in tile.segments:
+        part = values[:, a - tile.first : b - tile.first]
+        if kind == "mixed":
+            mask = group.positive(tile, a, b)
+            shares = [(positives, part * mask), (negatives, part * ~mask)]
+        else:
+            shares = [(positives if kind == "positive" else negatives, part)]
+        for sums, share in shares:
+            weighted = share.sum(1) if group.log_weights is None else share @ group.log_weights[a:b].exp()
+            sums[tile.top : tile.end] += weighted
+            mirror = max(a, tile.beyond)
+            if tile.mirrored and mirror < b:
+                beyond = share[:, mirror - a :]
+                if group.log_weights is None:
+                    sums[mirror:b] += beyond.sum(0)
+                else:
+                    sums[mirror:b] += group.log_weights[tile.top : tile.end].exp() @ beyond
+
+
+def backward(
+    pairs: Pairs,
+    shift: float | None,
+    logsumexps: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    needed: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the anchors and of the keys from those of the two results, each where it is `needed`."""
+    scale = _scale(shift)
+    anchors = torch.zeros_like(pairs.anchors)
+    keys = anchors if pairs.keys is None else torch.zeros_like(pairs.keys)
+    positives, negatives = logsumexps
+    grad_positives, grad_negatives = grads
+    size = torch.ones((), dtype=anchors.dtype, device=anchors.device)
+    if shift is not None:
+        grad_positives, grad_negatives, size = factors(grads, logsumexps, shift)
+    for g, group in enumerate(_groups(pairs, shift)):
+        for tile in group.tiles:
+            rows, columns = slice(tile.top, tile.end), slice(tile.first, tile.last)
+            if shift is None:
+                upstream = grad_positives[g, rows], grad_negatives[g, rows]
+                weights = _row_weights(group, tile, positives[g, rows], negatives[g, rows], *upstream)
+            else:
+                weights = _weights(group, tile, shift, grad_positives[g], grad_negatives[g])
+            if needed[0]:
+                anchors[g, rows].addmm_(weights, group.keys[columns])
+            if tile.mirrored:
+                mirror = weights[:, tile.beyond - tile.first :]
+                keys[g, tile.beyond : tile.last].addmm_(mirror.T, group.anchors[rows])
+            elif pairs.keys is None or needed[1]:
+                keys[g, columns].addmm_(weights.T, group.anchors[rows])
+    if pairs.keys is None:
+        return anchors.mul_(size / scale**0.5), None
+    return anchors.mul_(size) if needed[0] else None, keys.mul_(size / scale) if needed[1] else None
+
+
+def _weights(group: Group, tile: Tile, shift: float, positive: Tensor, negative: Tensor) -> Tensor:
+    """W of the tile, or W + Wᵀ where it is mirrored; `positive` and `negative` are the factors of E."""
+    values = _exponentials(group, tile, shift)
+    for a, b, kind in tile.segments:
+        part = values[:, a - tile.first : b - tile.first]
+        if kind == "mixed":
+            mask = group.positive(tile, a, b)
+            outer = _outer(group, tile, positive, a, b).clone()
+            part *= torch.where(mask, outer, _outer(group, tile, negative, a, b))
+        else:
+            part *= _outer(group, tile, positive if kind == "positive" else negative, a, b)
+    return values
+
+
+def _outer(group: Group, tile: Tile, factor: Tensor, a: int, b: int) -> Tensor:
+    """factor_i w_j, and + factor_j w_i where the tile is mirrored; it may lie in the second room."""
+    row, column = factor[tile.top : tile.end, None], factor[a:b]
+    if group.log_weights is None:
+        return torch.add(row, column, out=group.matrix(1, len(row), b - a)) if tile.mirrored else row
+    weight = group.log_weights.exp()
+    outer = row * weight[a:b]
+    return outer + weight[tile.top : tile.end, None] * column if tile.mirrored else outer
+
+
+def _row_weights(
+    group: Group,
+    tile: Tile,
+    positives: Tensor,
+    negatives: Tensor,
+    grad_positives: Tensor,
+    grad_negatives: Tensor,
+) -> Tensor:
+    """W of a tile that spans all columns, from the rows' own log-sum-exps."""
+    logits = group.logits(tile)
+    if group.log_weights is not None:
+        logits += group.log_weights[tile.first : tile.last]
+    mask = group.positive(tile, tile.first, tile.last)
+    logits -= torch.where(mask, positives[:, None], negatives[:, None])
+    group.clear_own(tile, logits, -torch.inf)
+    return logits.exp_().mul_(torch.where(mask, grad_positives[:, None], grad_negatives[:, None]))
