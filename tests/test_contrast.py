@@ -90,15 +90,31 @@ def test_rows_that_take_no_part_do_not_reach_the_temperature(impl, separate):
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_groups_are_independent(impl):
-    z = torch.randn(2, 3, 7, 4, dtype=torch.float64)
+@pytest.mark.parametrize("tolerance", [None, 1.0])
+@pytest.mark.parametrize("separate", [False, True])
+def test_groups_are_independent(impl, tolerance, separate):
+    z = torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True)
     ids = torch.randint(3, (2, 3, 7))
-    mask = torch.rand(2, 3, 7) > 0.3
-    whole = pair_terms(z, ids, temperature=0.5, key_mask=mask, impl=impl)
+    options = {"key_mask": torch.rand(2, 3, 7) > 0.3}
+    if separate:
+        options = {"keys": torch.randn(2, 3, 5, 4, dtype=torch.float64), "key_ids": torch.randint(3, (2, 3, 5))}
+        options["self_index"] = torch.randint(-1, 5, (2, 3, 7))
+
+    whole = pair_terms(z, ids, temperature=0.5, tolerance=tolerance, impl=impl, **options)
+    factor = torch.randn(3, 2, 3, 7, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(mixture(whole, factor), z)
     for a in range(2):
         for b in range(3):
-            single = pair_terms(z[a, b], ids[a, b], temperature=0.5, key_mask=mask[a, b], impl=impl)
-            torch.testing.assert_close(tuple(x[a, b] for x in whole), tuple(single))
+            x = z[a, b].detach().requires_grad_()
+            part = {name: value[a, b] for name, value in options.items()}
+            single = pair_terms(x, ids[a, b], temperature=0.5, tolerance=tolerance, impl=impl, **part)
+            torch.testing.assert_close(tuple(t[a, b] for t in whole), tuple(single))
+            torch.testing.assert_close(grad[a, b], torch.autograd.grad(mixture(single, factor[:, a, b]), x)[0])
+
+
+def mixture(terms, factor):
+    """A sum of the finite ones of the first three terms, each with a factor of its own."""
+    return sum(torch.where(x.isfinite(), x, 0.0).mul(f).sum() for x, f in zip(terms[:3], factor, strict=True))
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)

@@ -69,7 +69,7 @@ def _over_anchors(pairs: Pairs, layout: Layout, values: Tensor) -> Tensor:
         steps = torch.zeros(groups * (m + 1), width, dtype=torch.float64, device=values.device)
         wide = values.reshape(-1, width).double()
         steps.index_add_(0, flat(pairs.lo, m + 1), wide).index_add_(0, flat(pairs.hi, m + 1), wide, alpha=-1)
-        return steps.view(groups, m + 1, width).cumsum(1)[:, :m].to(values.dtype)
+        return steps.view(groups, m + 1, width).cumsum(1)[:, :m].to(values.dtype).contiguous()
     first = pairs.lo if layout.first is None else layout.first
     part = torch.arange(m, device=values.device) < pairs.count[:, None]
     return _by_id(values, torch.where(pairs.hi > pairs.lo, pairs.lo, m + 1), torch.where(part, first, m), m)
