@@ -76,20 +76,23 @@ def soft_dice(
 
     wide = (logits if logits.dtype == torch.float64 else logits.float()).flatten(2)
     y = resample(labels, logits.shape[2:]).flatten(1)
-    keep = torch.ones_like(y, dtype=torch.bool) if ignore_index is None else y != ignore_index
-    wide = torch.where(keep[:, None], wide, 0.0)
-    y = torch.where(keep, y, 0)
-    log_p = wide.log_softmax(1)
-    at_label = log_p.gather(1, y[:, None]).squeeze(1)
-    weight = keep.to(wide.dtype)
+    keep = None if ignore_index is None else y != ignore_index
+    if keep is not None:
+        wide, y = torch.where(keep[:, None], wide, 0.0), torch.where(keep, y, 0)
+    log_p = wide.log_softmax(1) if cross_entropy else None
+    p = wide.softmax(1) if log_p is None else log_p.exp()
+
+    def kept(values: Tensor) -> Tensor:
+        return values if keep is None else values * keep.view(len(y), *[1] * (values.ndim - 2), -1)
 
     def by_class(values: Tensor) -> Tensor:
-        return values.new_zeros(len(y), classes).scatter_add(1, y, values * weight)
+        return values.new_zeros(len(y), classes).scatter_add(1, y, kept(values))
 
-    p = log_p.exp()
-    predicted = ((p.square() if squared else p) * weight[:, None]).sum(2)
-    sums = torch.stack([2 * by_class(at_label.exp()) + smooth, predicted + by_class(torch.ones_like(weight)) + smooth])
-    counted, points = keep.any(1), keep.sum()
+    hit, true = by_class(p.gather(1, y[:, None]).squeeze(1)), by_class(torch.ones_like(wide[:, 0]))
+    predicted = kept(p.square() if squared else p).sum(2)
+    sums = torch.stack([2 * hit + smooth, predicted + true + smooth])
+    points = y.new_tensor(y.numel()) if keep is None else keep.sum()
+    counted = true.sum(1) > 0
     if batch:
         sums, counted = (sums - smooth).sum(1, keepdim=True), counted.any(0, keepdim=True)
         sums, counted = (total(sums), total(counted.long()) > 0) if gather else (sums, counted)
@@ -101,8 +104,8 @@ def soft_dice(
     if gather and not batch:
         losses, samples = losses * world(), total(samples)
     loss = losses / samples.clamp(min=1)
-    if cross_entropy:
-        likelihood = (at_label * weight).sum()
+    if log_p is not None:
+        likelihood = kept(log_p.gather(1, y[:, None]).squeeze(1)).sum()
         likelihood, points = (likelihood * world(), total(points)) if gather else (likelihood, points)
         loss = (1 - cross_entropy) * loss - cross_entropy * likelihood / points.clamp(min=1)
     return loss
