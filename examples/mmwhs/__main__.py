@@ -175,9 +175,9 @@ def do_demo(args: Namespace, console: Console) -> None:
     demo(methods, args.out or Path("runs") / f"demo-{name}", console, data=args.data)
 
 
-def do_table(args: Namespace, console: Console, *, figure: str) -> int:
+def do_table(args: Namespace, console: Console) -> int:
     """Trains what is missing of a table and reports on all of it."""
-    from examples.mmwhs import plan, progress
+    from examples.mmwhs import plan, progress, tablereport
     from examples.mmwhs.table import make
 
     data = str(Path(args.data).resolve())
@@ -196,6 +196,9 @@ def do_table(args: Namespace, console: Console, *, figure: str) -> int:
     with progress.View(planned, folders, console) as view:
         state = make(planned, folders, count=checks.integer("jobs", args.jobs, least=1), show=view.show)
     view.conclude(state)
+    if view.results:
+        page = tablereport.write(out, list(view.results.values()), out / "pictures", order=list(methods))
+        console.print(f"Report: {page}")
     return 1 if state.failed else 0
 
 
@@ -215,8 +218,8 @@ def main(argv: list[str] | None = None) -> int:
         "demo": do_demo,
         "phantom": do_phantom,
         "run": do_run,
-        "table": partial(do_table, figure="table"),
-        "ablation": partial(do_table, figure="ablation"),
+        "table": do_table,
+        "ablation": do_table,
         "predict": do_predict,
     }[args.command]
     try:

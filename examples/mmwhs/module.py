@@ -163,7 +163,7 @@ class StageModule(lightning.LightningModule):
         """Adam, its rate falling along a cosine to zero over the stage."""
         s = self.schedule
         trained = [p for p in self.parameters() if p.requires_grad]
-        optimiser = torch.optim.Adam(trained, lr=s.learning_rate, weight_decay=s.weight_decay)
+        optimiser = torch.optim.Adam(trained, lr=s.learning_rate, weight_decay=s.weight_decay, fused=True)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, s.steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": falling, "interval": "step"}}
 

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from examples.mmwhs import files
+from examples.mmwhs.compare import labelled_text
 from examples.mmwhs.plan import Folders, Job
 from examples.mmwhs.report import seconds
 from examples.mmwhs.table import State
@@ -87,14 +88,14 @@ class View:
     def table(self) -> Table:
         """Test Dice so far: mean and standard deviation over the runs that are done."""
         shown = Table(title="Test Dice", title_justify="left")
-        counts = list(dict.fromkeys(job.settings.labels for job in self.planned))
+        counts = list(dict.fromkeys(str(job.settings.labels) for job in self.planned))
         shown.add_column("method")
         for count in counts:
-            shown.add_column(f"{count:.0%}" if isinstance(count, float) else f"{count} labelled", justify="right")
+            shown.add_column(labelled_text(count), justify="right")
         for name in dict.fromkeys(job.name for job in self.planned):
             cells, title = [], name
             for count in counts:
-                mine = [job for job in self.planned if job.name == name and job.settings.labels == count]
+                mine = [job for job in self.planned if job.name == name and str(job.settings.labels) == count]
                 title = mine[0].settings.method.title if mine else title
                 cells.append(_cell([self.results.get(job.label) for job in mine]))
             shown.add_row(title, *cells)

@@ -40,30 +40,45 @@ def write(out: Path, runs: Sequence[Path]) -> Path:
         with np.load(run / "overlay.npz", allow_pickle=False) as stored:
             pictures[method] = dict(stored)
     draw_overlay(out / "overlay.png", pictures, metrics, first["structures"], first["main_plane"])
-    environment = jinja2.Environment(
+    page = (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            runs=metrics,
+            first=first,
+            headline=headline(metrics),
+            missed=missed(metrics),
+            colours=colours(first["structures"]),
+            split=Split.load(runs[0] / "split.json"),
+            figures={name: embedded(out / f"{name}.png") for name in ("curves", "overlay")},
+            settings={
+                method: (run / "config.yaml").read_text(encoding="utf-8")
+                for method, run in zip(metrics, runs, strict=True)
+            },
+            data=yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))["data"],
+            versions={name: version(name) for name in ("mmgl-losses", "torch", "lightning", "kornia")},
+        )
+    )
+    files.write_text(out / "report.html", page)
+    return out / "report.html"
+
+
+def environment() -> jinja2.Environment:
+    """Where pages come from."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score, "seconds": seconds, "average": average}
-    page = environment.get_template("report.html.jinja").render(
-        runs=metrics,
-        first=first,
-        headline=headline(metrics),
-        missed=missed(metrics),
-        colours=colours(first["structures"]),
-        split=Split.load(runs[0] / "split.json"),
-        figures={name: embedded(out / f"{name}.png") for name in ("curves", "overlay")},
-        settings={
-            method: (run / "config.yaml").read_text(encoding="utf-8") for method, run in zip(metrics, runs, strict=True)
-        },
-        data=yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))["data"],
-        versions={name: version(name) for name in ("mmgl-losses", "torch", "lightning", "kornia")},
-    )
-    files.write_text(out / "report.html", page)
-    return out / "report.html"
+    found.filters |= {"score": score, "seconds": seconds, "average": average, "p": p_value}
+    return found
+
+
+def p_value(value: float | None) -> str:
+    """A probability as papers write it."""
+    return "–" if value is None else "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0")
 
 
 def headline(metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[float | None], bool]]:
