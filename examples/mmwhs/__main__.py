@@ -1,4 +1,4 @@
-"""The command line: ``python -m examples.mmwhs demo | phantom | run | table | ablation | predict``."""
+"""The command line: ``python -m examples.mmwhs demo | phantom | run | table | ablation | probe | predict``."""
 
 import sys
 from collections.abc import Iterable
@@ -56,6 +56,10 @@ def parser() -> ArgumentParser:
     ablation = ArgumentParser(description="Fig. 3: what each part of MMGL adds; resumable.")
     _many(ablation, methods=ABLATION, labelled=[0.2])
     commands.add_subcommand("ablation", ablation, help=ablation.description)
+
+    probe = ArgumentParser(description="Score and draw what each stage of a run left in each level of the network.")
+    probe.add_argument("run", type=Path, help="the folder of a run")
+    commands.add_subcommand("probe", probe, help=probe.description)
 
     predict = ArgumentParser(description="Segment a NIfTI volume with the model.pt of a finished run.")
     predict.add_argument("image", type=Path, help="the volume")
@@ -202,6 +206,16 @@ def do_table(args: Namespace, console: Console) -> int:
     return 1 if state.failed else 0
 
 
+def do_probe(args: Namespace, console: Console) -> None:
+    """Probes the stages of a run."""
+    from examples.mmwhs.probe import probe
+
+    for stage, levels in probe(args.run).items():
+        scores = ", ".join(f"{level} {'–' if dice is None else f'{dice:.3f}'}" for level, dice in levels.items())
+        console.print(f"{stage}: {scores}")
+    console.print(f"Figures: {args.run / 'probe.png'}, {args.run / 'features.png'}")
+
+
 def do_predict(args: Namespace, console: Console) -> None:
     """Segments a volume."""
     from examples.mmwhs.predict import predict
@@ -220,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
         "run": do_run,
         "table": do_table,
         "ablation": do_table,
+        "probe": do_probe,
         "predict": do_predict,
     }[args.command]
     try:

@@ -109,7 +109,7 @@ class StageModule(lightning.LightningModule):
         output, levels = self.tapped(images)
         if self.stage.output:
             return self.loss({**levels, "output": output}, ids)
-        if self.stage.kind == "local" and self.stage.copies > 1:
+        if self.stage.loss.options.get("pairs") == "augmentations":
             instances = torch.arange(len(images) // self.stage.copies, device=images.device)
             return self.loss(levels, ids, instances.repeat(self.stage.copies))
         return self.loss(levels, ids)

@@ -105,6 +105,8 @@ class View:
         """The table, and what failed."""
         self._read(quiet=True)
         self.console.print(self.table())
+        took = seconds(time.monotonic() - self.began)
+        self.console.print(f"{state.made} of {state.total} steps done here in {took}.", highlight=False)
         for task, error in state.failed.values():
             self.console.print(f"[red]failed[/] {task.text}: {error.splitlines()[0] if error else ''}")
         if state.failed:

@@ -25,6 +25,7 @@ class State:
     Attributes:
         total: Tasks at the beginning.
         done: Tasks done since.
+        made: Those of them that were done here, and not by another process meanwhile.
         running: Slot -> the task of the worker there.
         failed: Task id -> what went wrong.
         skipped: Ids of tasks that a failed one was needed for.
@@ -33,6 +34,7 @@ class State:
 
     total: int
     done: int = 0
+    made: int = 0
     running: dict[int, Task] = field(default_factory=dict)
     failed: dict[str, tuple[Task, str]] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
@@ -54,7 +56,7 @@ class Workers:
         self.progress = self.context.Array("d", count)
         self.pools: dict[int, ProcessPoolExecutor] = {}
 
-    def submit(self, slot: int, task: Task, folders: Folders) -> Future[bool]:
+    def submit(self, slot: int, task: Task, folders: Folders) -> Future[str]:
         """Hands a task to the worker in a slot."""
         if slot not in self.pools:
             arguments = (slot, self.pids, self.progress, self.threads)
@@ -98,7 +100,7 @@ def make(
         return state
     workers = Workers(min(count, len(left)), threads=threads)
     state.progress = workers.progress
-    futures: dict[Future[bool], int] = {}
+    futures: dict[Future[str], int] = {}
     finished = False
     try:
         while left or futures:
@@ -123,7 +125,7 @@ def _hand_out(
     left: Mapping[str, tuple[Task, str | None]],
     state: State,
     workers: Workers,
-    futures: dict[Future[bool], int],
+    futures: dict[Future[str], int],
     folders: Folders,
 ) -> None:
     """Gives every idle worker the first task that waits for nothing."""
@@ -136,7 +138,7 @@ def _hand_out(
 
 
 def _settle(
-    future: Future[bool], task: Task, left: dict[str, tuple[Task, str | None]], state: State, folders: Folders
+    future: Future[str], task: Task, left: dict[str, tuple[Task, str | None]], state: State, folders: Folders
 ) -> bool:
     """Books a task that ended; False if another process is at it, so that it has to wait its turn again."""
     entry = left.pop(task.id)
@@ -147,12 +149,13 @@ def _settle(
         files.write_text(report, text)
         state.failed[task.id] = (task, str(error) or type(error).__name__)
         _skip(task.id, left, state)
-    elif future.result():
-        report.unlink(missing_ok=True)
-        state.done += 1
-    else:
+    elif future.result() == "busy":
         left[task.id] = entry
         return False
+    else:
+        report.unlink(missing_ok=True)
+        state.done += 1
+        state.made += future.result() == "made"
     return True
 
 
@@ -162,8 +165,3 @@ def _skip(failed: str, left: dict[str, tuple[Task, str | None]], state: State) -
         del left[key]
         state.skipped.add(key)
         _skip(key, left, state)
-
-
-def values(state: State) -> dict[str, Any]:
-    """The state in plain numbers, for a line of text."""
-    return {"done": state.done, "total": state.total, "failed": len(state.failed), "skipped": len(state.skipped)}

@@ -1,7 +1,9 @@
 """The figures of a table: every run, paired differences, the bars of Fig. 3, learning curves, and overlays."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +17,7 @@ from examples.mmwhs.figures import DPI, smooth
 
 INK, SOFT, ACCENT, PALE = "#1d2329", "#8a949e", "#c0392b", "#d7dce1"
 SEEDS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#7f7f7f", "#b7791f", "#2e8b57")
-LINES = (*SEEDS, "#c0392b", "#1f6fb2", "#66c2a5", "#a6761d", "#1d2329", "#e7298a")
+LINES = [(shade, style) for style in ("solid", "dashed", "dotted") for shade in SEEDS]  # 30 that look different
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -90,9 +92,12 @@ def draw_differences(path: Path, grid: Grid, counts: Sequence[str], baseline: st
     compared = [n for n in grid.methods if n != baseline and any(grid.compare(n, baseline, c).values for c in counts)]
     if not compared:
         return
+    pairs = np.abs([value for name in compared for c in counts for value in grid.compare(name, baseline, c).values])
+    reach = 1.6 * max(float(pairs.max()), 0.01)  # intervals of two or three pairs may be far wider
 
     def draw(axis: Axes, row: float, name: str, count: str) -> None:
         axis.axvline(0, color=SOFT, linewidth=0.9, zorder=1)
+        axis.set_xlim(-reach, reach)
         found = grid.compare(name, baseline, count)
         axis.scatter(found.values, [row] * len(found.values), s=11, color=SOFT, linewidths=0, alpha=0.8, zorder=2)
         if found.mean is None:
@@ -183,7 +188,9 @@ def draw_learning(path: Path, grid: Grid, count: str) -> None:
     stages = ("global", "local")
     order = {stage: i for i, stage in enumerate(stages)}
     panels = sorted(curves, key=lambda key: (key[1] != "loss", order.get(key[0], 9), key[0] == "finetune"))
-    colour = {name: LINES[i % len(LINES)] for i, name in enumerate(grid.methods)}
+    looks: dict[str, dict[str, Any]] = {}
+    for name, (shade, style) in zip(grid.methods, cycle(LINES), strict=False):
+        looks[name] = {"color": shade, "linestyle": style}
     columns = min(3, len(panels))
     figure = Figure(figsize=(3.4 * columns, 2.7 * -(-len(panels) // columns) + 0.6), layout="constrained")
     axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
@@ -191,13 +198,13 @@ def draw_learning(path: Path, grid: Grid, count: str) -> None:
         axis.set_visible(False)
     for axis, (stage, what) in zip(axes, panels, strict=False):
         for name, (steps, values) in curves[stage, what].items():
-            axis.plot(steps, smooth(list(values)) if what == "loss" else values, color=colour[name], linewidth=1.2)
+            axis.plot(steps, smooth(list(values)) if what == "loss" else values, linewidth=1.2, **looks[name])
         axis.set_title(f"{stage}: {'loss' if what == 'loss' else 'validation Dice'}", fontsize=10, loc="left")
         axis.set_xlabel("step", fontsize=8)
         _plain(axis, grid="y")
         if what != "loss":
             axis.set_ylim(0, 1)
     shown = [name for name in grid.methods if any(name in each for each in curves.values())]
-    handles = [Line2D([], [], color=colour[name], label=grid.methods[name]) for name in shown]
+    handles = [Line2D([], [], label=grid.methods[name], **looks[name]) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8, frameon=False)
     _save(figure, path)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from multiprocessing import connection, parent_process
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -66,24 +66,21 @@ def start(slot: int, pids: Any, progress: Any, threads: int) -> None:
     _here[:] = [_Worker(slot, progress)]
 
 
-def work(task: Task, folders: Folders) -> bool:
-    """Does a task, unless it is done or another process is at it.
-
-    Returns:
-        Whether it is done; False if another process is at it.
-    """
+def work(task: Task, folders: Folders) -> Literal["made", "there", "busy"]:
+    """Does a task, unless it is done already or another process is at it."""
     locks = folders.out / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     if _here:
         _here[0].at(0.0)
     try:
         with FileLock(locks / f"{task.id}.lock", blocking=False):
-            if not folders.done(task):
-                (_train if task.trains else _conclude)(task, folders)
+            if folders.done(task):
+                return "there"
+            (_train if task.trains else _conclude)(task, folders)
     except Timeout:
-        return False
+        return "busy"
     gc.collect()
-    return True
+    return "made"
 
 
 def _setup(task: Task, folders: Folders) -> Setup:

@@ -1,0 +1,224 @@
+"""Methods that share text, and what a stage can do beyond a loss: aligned copies, places, frozen parts, other keys."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from examples.mmwhs import config, files, methods, setup
+from examples.mmwhs import run as module
+from examples.mmwhs.__main__ import ABLATION, BESIDE, TABLE, seeds_of
+from examples.mmwhs.components import MomentumQueue
+from examples.mmwhs.module import StageModule
+from mmgl_losses import UNet
+from tests.examples.tiny import SCALE, settings, write_tree
+
+VARIANTS = Path(methods.__file__).parent / "variants.yaml"
+KNOWN = methods.load_all([*methods.built_in(config.Method), VARIANTS])
+
+
+def test_every_row_of_the_table_and_every_bar_is_a_method() -> None:
+    assert set(KNOWN) >= {*TABLE, *BESIDE, *ABLATION}
+    titles = [KNOWN[name].title for name in (*TABLE, *BESIDE, *ABLATION[2:4])]
+    assert len(set(titles)) == len(titles)
+
+
+def test_portfolios_are_the_weights_of_fine_tuning_and_nothing_else() -> None:
+    wanted = {
+        "mmgl_226": [0.2, 0.2, 0.6],
+        "mmgl_127": [0.1, 0.2, 0.7],
+        "mmgl_334": [0.3, 0.3, 0.4],
+        "mmgl": [0.2, 0.3, 0.5],
+    }
+    assert {name: KNOWN[name].stages[-1].loss.options["weights"] for name in wanted} == wanted
+    assert len({str(KNOWN[name].stages[:2]) for name in wanted}) == 1
+
+
+def test_each_bar_adds_one_thing_to_the_one_before() -> None:
+    random, ds, scales, views, full = (KNOWN[name].stages for name in ABLATION)
+    assert (random[-1].taps, len(ds[-1].taps)) == ([], 2)
+    assert [len(bar) for bar in (random, ds, scales, views, full)] == [1, 1, 2, 2, 3]
+    assert scales[-1] == views[-1] == full[-1] == ds[-1]
+    assert replace(scales[0], planes="all") == views[0] == full[0]
+    assert KNOWN["global"].stages[0].taps == scales[0].taps[-1:]
+
+
+def test_baselines_are_theirs() -> None:
+    chaitanya, hu = KNOWN["global_local"].stages[1], KNOWN["semicontrast"].stages[1]
+    assert (chaitanya.labels, chaitanya.frozen, chaitanya.aligned) == (False, ["encoder"], True)
+    assert hu.labels
+    assert (hu.loss.options["pairs"], hu.loss.options["background"], hu.taps) == ("batch", "key", ["decoder.blocks.3"])
+    for name in ("random", "global", "global_local", "semicontrast", "pcl", "moco", "full", "supervised_planes"):
+        assert KNOWN[name].stages[-1] == KNOWN["random"].stages[-1]  # deep supervision is MMGL's
+        assert all(stage.planes == "main" for stage in KNOWN[name].stages) == (name != "supervised_planes")
+    assert KNOWN["full"].labelled == 1.0
+
+
+def test_variants_each_change_something() -> None:
+    held = yaml.safe_load(VARIANTS.read_text())["methods"]
+    assert len({str(KNOWN[name].stages) for name in [*held, "mmgl"]}) == len(held) + 1
+
+
+def test_overrides(tmp_path: Path) -> None:
+    changed = methods.load(config.Method, "mmgl", ["stages.local.loss.options.formula=mmgl", "stages.global.taps=[up]"])
+    assert changed.stages[1].loss.options["formula"] == "mmgl"
+    assert changed.stages[0].taps == ["up"]
+    assert [s.name for s in methods.load(config.Method, "mmgl", ["stages.local=null"]).stages] == ["global", "finetune"]
+    assert methods.load(config.Scale, "small", ["schedules.finetune.steps=600"]).schedules["finetune"].steps == 600
+    with pytest.raises(ValueError, match="stage of random"):
+        methods.load(config.Method, "random", ["stages.local.copies=2"])
+    with pytest.raises(ValueError, match="copys"):
+        methods.load(config.Method, "mmgl", ["stages.local.copys=2"])
+    with pytest.raises(ValueError, match="an override like"):
+        methods.load(config.Method, "mmgl", ["stages.local.copies"])
+    both = methods.load_all(["random", "mmgl"], ["stages.local.copies=2"])
+    assert (both["mmgl"].stages[1].copies, both["random"]) == (2, KNOWN["random"])
+    with pytest.raises(ValueError, match="with the stage 'locl'"):
+        methods.load_all(["random", "mmgl"], ["stages.locl.copies=2"])
+    with pytest.raises(ValueError, match="twice"):
+        methods.load_all(["random", "random"])
+
+
+def test_files_extend_one_another_without_a_circle(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("methods: {mmgl: {extends: mmgl, title: mine}, b: {extends: mmgl, stages.global: null}}")
+    mine = methods.load_all([path])
+    assert mine["mmgl"] == replace(KNOWN["mmgl"], title="mine")
+    assert (mine["b"].title, len(mine["b"].stages)) == ("mine", 2)
+    path.write_text(f"{{extends: {path}, title: mine}}")
+    with pytest.raises(ValueError, match="without a circle"):
+        methods.load(config.Method, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("global_local", "stages.local.aligned=false", "two or more aligned copies"),
+        ("mmgl", "stages.local.ids=images", "`ids` of stage 'local'"),
+        ("mmgl", "stages.local.head=null", "both `taps` and `head`"),
+        ("moco", "stages.global.copies=3", "two copies"),
+        ("mmgl", "stages.global.copies=0", "`copies` of stage 'global'"),
+    ],
+)
+def test_stages_that_make_no_sense(name: str, change: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        methods.load(config.Method, name, [change])
+
+
+def test_seeds() -> None:
+    assert seeds_of(["0..2", "7", "1"]) == [0, 1, 2, 7]
+    with pytest.raises(ValueError, match="seeds"):
+        seeds_of(["a"])
+
+
+def staged(name: str, number: int, *changes: str) -> StageModule:
+    method = methods.load(config.Method, name, changes)
+    net = UNet(1, 3, channels=(4, 8, 8, 8, 8), norm="batch")
+    stage = method.stages[number]
+    return StageModule(net, stage, SCALE.schedules[stage.kind], classes=3, size=32, seed=0)
+
+
+def test_aligned_copies_share_their_geometry() -> None:
+    images, labels = torch.rand(3, 1, 32, 32), torch.randint(3, (3, 32, 32))
+    stage = staged("semicontrast", 1)
+    copies, targets = stage.augmented(images, labels)
+    assert targets is not None
+    assert torch.equal(*targets.chunk(2))
+    assert not torch.equal(targets[:3], labels)
+    assert not torch.equal(*copies.chunk(2))
+    _, moved = staged("semicontrast", 1, "stages.local.aligned=false").augmented(images, labels)
+    assert moved is not None
+    assert not torch.equal(*moved.chunk(2))
+
+
+def test_places_and_slices_as_ids() -> None:
+    images = torch.rand(4, 1, 32, 32)
+    places = staged("global_local", 1).ids(images, None, {})
+    assert places.shape == (4, 32, 32)
+    assert all(torch.equal(each, torch.arange(1024).view(32, 32)) for each in places)
+    batch = {"position": torch.tensor([0.25, 0.3]), "plane": torch.tensor([0, 2])}
+    assert staged("pcl", 0).ids(images, None, batch).tolist() == pytest.approx([0.25, 20.3, 0.25, 20.3])
+    assert staged("global", 0).ids(images, None, batch).tolist() == [0, 1, 0, 1]
+
+
+def test_positional_contrast_takes_near_slices_for_positives() -> None:
+    stage = staged("pcl", 0)
+    images, planes = torch.rand(8, 1, 32, 32), torch.zeros(4, dtype=torch.long)
+    position = torch.tensor([0.1, 0.15, 0.5, 0.9])
+    ours = stage.loss_of(images, stage.ids(images, None, {"position": position, "plane": planes}))
+    near = (position.repeat(2)[:, None] - position.repeat(2)).abs() <= 0.1
+    z = nn.functional.normalize(stage.tapped(images)[1]["up"], dim=1)
+    logits = (z @ z.T / 0.07).fill_diagonal_(-torch.inf)
+    near.fill_diagonal_(False)
+    each = logits.logsumexp(1) - logits.where(near, torch.zeros(())).sum(1) / near.sum(1)
+    torch.testing.assert_close(ours, each.mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_momentum_queue_follows_and_remembers() -> None:
+    class Tapped(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return None, {"level": super().forward(x)}
+
+    tapped = Tapped(2, 2)
+    queue = MomentumQueue(tapped, momentum=0.9, size=5)
+    start = queue.teacher.weight.clone()
+    with torch.no_grad():
+        tapped.weight.add_(1.0)
+    queue.follow(tapped)
+    torch.testing.assert_close(queue.teacher.weight, start + 0.1)
+    batches = [torch.full((2, 2), float(i)) for i in range(4)]
+    for i, batch in enumerate(batches):
+        keys, ids = queue(batch, torch.tensor([0, 1]))
+        past = min(2 * i, 5)
+        assert ids.tolist() == [0, 1] + [-1] * past
+        expected = torch.cat([queue.teacher(x)[1]["level"] for x in reversed(batches[: i + 1])])[: 2 + past]
+        torch.testing.assert_close(keys["level"], expected)
+    assert not any(p.requires_grad for p in queue.parameters())
+
+
+class KilledError(Exception):
+    """In place of a signal."""
+
+
+@pytest.mark.parametrize("name", ["moco", "global_local"])
+def test_a_killed_stage_with_more_than_weights_goes_on_alike(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_tree(tmp_path / "tiny", 6)
+    chosen = setup.Setup.of(settings(data, name, labelled=1), tmp_path / "cache")
+    number = len(chosen.settings.method.stages) - 2
+    module.train(chosen, number, None, tmp_path / "whole")
+    original = StageModule.training_step
+
+    def dies(self: StageModule, batch: Any, index: int) -> torch.Tensor:
+        if self.global_step == 3:
+            raise KilledError
+        return original(self, batch, index)
+
+    monkeypatch.setattr(StageModule, "training_step", dies)
+    with pytest.raises(KilledError):
+        module.train(chosen, number, None, tmp_path / "cut")
+    monkeypatch.setattr(StageModule, "training_step", original)
+    module.train(chosen, number, None, tmp_path / "cut")
+    whole, cut = (files.load(tmp_path / folder / "weights.pt") for folder in ("whole", "cut"))
+    before = chosen.network(None, None).state_dict()
+    moved = {key for key in whole if not torch.equal(whole[key], before[key])}
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    assert moved
+    assert {key.partition(".")[0] for key in moved} == {"encoder" if name == "moco" else "decoder"}
+
+
+def test_what_is_not_inherited_starts_anew(tmp_path: Path) -> None:
+    data = write_tree(tmp_path / "tiny", 4)
+    chosen = setup.Setup.of(settings(data, labelled=1), tmp_path / "cache")
+    fresh = chosen.network(None, None).state_dict()
+    before = {key: torch.randn_like(value) if value.is_floating_point() else value for key, value in fresh.items()}
+    stage = chosen.settings.method.stages[-1]
+    taken = chosen.network(replace(stage, inherits=["encoder"]), before).state_dict()
+    for key, value in taken.items():
+        assert torch.equal(value, (before if key.startswith("encoder.") else fresh)[key])
+    assert all(torch.equal(value, before[key]) for key, value in chosen.network(stage, before).state_dict().items())

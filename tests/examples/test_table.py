@@ -1,0 +1,259 @@
+"""A table: stages that are shared and trained once, runs as `run` makes them, kills, and two tables on one folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from examples.mmwhs import config, files, methods, plan, setup, table, tablereport, work
+from examples.mmwhs import run as module
+from examples.mmwhs.module import StageModule
+from examples.mmwhs.plan import Folders, Job, Task
+from examples.mmwhs.run import run, silent
+from tests.examples.tiny import SCALE, settings, write_tree
+
+NAMES = ("random", "global", "mmgl_226", "mmgl_334")
+ROOT = Path(__file__).parents[2]
+SHORT = replace(
+    SCALE, schedules={kind: replace(each, steps=4, every=2) for kind, each in SCALE.schedules.items()}
+)  # fmt: skip
+CPU = config.Compute(accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tree(tmp_path_factory.mktemp("data") / "tiny")
+
+
+def planned(data: Path, names: tuple[str, ...] = NAMES, labelled: tuple[float | int, ...] = (1, 2)) -> list[Job]:
+    chosen = methods.load_all(names)
+    return plan.jobs(
+        chosen, data=str(data), scale=SHORT, labelled=labelled, seeds=[0], compute=CPU, cache=data.parent / "cache"
+    )
+
+
+def do(left: dict[str, Any], folders: Folders) -> list[str]:
+    """All tasks in order, in this process; what was trained."""
+    trained = []
+    for task, _ in left.values():
+        assert work.work(task, folders) == "made"
+        if task.trains:
+            trained.append(task.job.settings.method.stages[task.number].name)
+    return trained
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folders, list[str]]:
+    """A finished table, and the stages that were trained for it."""
+    out = tmp_path_factory.mktemp("table")
+    folders = Folders(out, out / "results")
+    return folders, do(plan.tasks(planned(data), folders), folders)
+
+
+def test_a_stage_that_runs_share_is_trained_once(data: Path, done: tuple[Folders, list[str]]) -> None:
+    folders, trained = done
+    # Two global stages (one plane, three planes) serve four runs each; a local one serves two portfolios.
+    assert sorted(trained) == sorted(["global"] * 2 + ["local"] * 2 + ["finetune"] * 8)
+    assert len(list(folders.results.glob("*.json"))) == 8
+    assert not list(folders.out.glob("stages/*/*.ckpt"))
+    assert plan.tasks(planned(data), folders) == {}
+
+
+def test_results_alone_are_enough_to_go_on(data: Path, done: tuple[Folders, list[str]], tmp_path: Path) -> None:
+    elsewhere = Folders(tmp_path, done[0].results)
+    assert plan.tasks(planned(data), elsewhere) == {}
+    more = plan.tasks(planned(data, labelled=(1, 2, 3)), elsewhere)
+    assert {task.job.settings.labelled for task, _ in more.values()} == {3}
+
+
+def test_a_run_of_a_table_is_what_run_makes(
+    data: Path, done: tuple[Folders, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.report, "write", lambda *_: None)
+    chosen = replace(settings(data, "mmgl_226", labelled=2), scale=SHORT)
+    alone = run(chosen, tmp_path / "run", cache=data.parent / "cache", say=silent)
+    (path,) = done[0].results.glob("mmgl_226-2-0-*.json")
+    ours = files.read_json(path)
+    assert {key: ours[key] for key in ("pooled", "volumes", "labelled")} == {
+        key: alone[key] for key in ("pooled", "volumes", "labelled")
+    }
+    assert ours["asked"] == 2
+    assert config.parse(config.Method, ours["settings"]["method"], where="result") == chosen.method
+
+
+def test_what_decides_a_stage_is_in_its_key(data: Path, tmp_path: Path) -> None:
+    def keys(method: str = "mmgl", **changes: Any) -> list[str]:
+        chosen = replace(settings(data, method), **changes)
+        return setup.Setup.of(chosen, tmp_path).keys()
+
+    plain = keys()
+    assert keys() == plain
+    assert keys(compute=config.Compute(accelerator="cpu", precision="bf16-mixed")) == plain
+    assert keys(labelled=1)[0] == plain[0]
+    assert keys(labelled=1)[1] != plain[1]
+    assert keys("mmgl_127")[:2] == plain[:2]
+    assert keys("mmgl_127")[2] != plain[2]
+    assert not set(keys(seed=1)) & set(plain)
+    assert not set(keys("mmgl_printed")) & set(plain)  # what comes before is part of it
+    wider = replace(SCALE, channels=[4, 8, 8, 8, 16])
+    assert not set(keys(scale=wider)) & set(plain)
+    few = replace(SCALE, validation_slices=3)
+    assert [one == other for one, other in zip(keys(scale=few), plain, strict=True)] == [True, True, False]
+
+
+def test_one_plane_makes_all_planes_the_main_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len({setup.Setup.of(settings(data, name), tmp_path).key() for name in ("global_multiview", "mmgl_334")}) == 2
+    names = ("global_multiscale", "global_multiview")
+    assert len({setup.Setup.of(settings(data, name), tmp_path).key() for name in names}) == 2
+    original = setup.open_dataset
+
+    def flat(root: str) -> Any:
+        dataset = original(root)
+        return replace(dataset, description=replace(dataset.description, planes=("transaxial",)))
+
+    monkeypatch.setattr(setup, "open_dataset", flat)
+    assert len({setup.Setup.of(settings(data, name), tmp_path).key() for name in names}) == 1
+
+
+def command(data: Path, scale: Path, out: Path, jobs: int) -> list[str]:
+    options = ["--data", data, "--scale", scale, "--out", out, "--jobs", jobs, "--accelerator", "cpu", "--seeds", "0"]
+    names = ["--methods", "random", "mmgl_226", "--labelled", "1", "2"]
+    return [sys.executable, "-m", "examples.mmwhs", "table", *map(str, options), *names]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be noticed does not."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def until(what: Any, seconds: float = 240.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_killed_table_goes_on_with_another_beside_it(
+    data: Path, done: tuple[Folders, list[str]], tmp_path: Path
+) -> None:
+    """kill -9 of the parent ends its workers; then two tables on the folder share the rest between them."""
+    scale, out = tmp_path / "scale.yaml", tmp_path / "out"
+    scale.write_text(yaml.safe_dump(asdict(SHORT)))
+    with subprocess.Popen(command(data, scale, out, 2), cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+        until(lambda: list(out.glob("stages/*/last.ckpt")))
+        workers = children(first.pid)
+        assert len(workers) >= 2
+        os.kill(first.pid, signal.SIGKILL)
+    until(lambda: not any(map(alive, workers)), 20)
+    folders = Folders(out, out / "results")
+    left = len(plan.tasks(planned(data, ("random", "mmgl_226")), folders))
+    assert left >= 5
+    both = [
+        subprocess.Popen(command(data, scale, out, 1), cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [process.communicate(timeout=400)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    made = [int(next(line for line in text.splitlines() if "steps done here" in line).split()[0]) for text in said]
+    assert sum(made) == left
+    for path in folders.results.glob("*.json"):
+        assert files.read_json(path)["pooled"] == files.read_json(done[0].results / path.name)["pooled"]
+    assert len(list(folders.results.glob("*.json"))) == 4
+    assert (out / "report.html").is_file()
+
+
+def test_a_run_that_fails_takes_no_other_with_it(
+    data: Path, done: tuple[Folders, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With threads for processes, so that the failure can be planted."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    broken = planned(data, ("random", "mmgl_226"), (1,))
+    local = broken[1].keys[1]
+
+    def fake(task: Task, folders: Folders) -> str:
+        if task.id == local:
+            raise RuntimeError("no memory\nat all")
+        files.write_json(folders.result(task.job) if not task.trains else folders.stage(task.id) / "done.json", {})
+        if task.trains:
+            (folders.stage(task.id) / "weights.pt").touch()
+        return "made"
+
+    monkeypatch.setattr(table, "work", fake)
+    monkeypatch.setattr(table, "ProcessPoolExecutor", lambda *args, **options: ThreadPoolExecutor(1))
+    folders = Folders(tmp_path, tmp_path / "results")
+    states = []
+    state = table.make(broken, folders, count=1, show=lambda state: states.append(state.done))
+    assert list(state.failed) == [local]
+    assert len(state.skipped) == 2  # fine-tuning and evaluation
+    assert (state.total, state.done) == (6, 3)
+    assert folders.result(broken[0]).is_file()
+    assert "no memory" in next((tmp_path / "failed").iterdir()).read_text()
+    assert set(plan.tasks(broken, folders)) == {local, *state.skipped}  # the next call tries again
+
+
+def test_the_report_needs_the_results_alone(done: tuple[Folders, list[str]], tmp_path: Path) -> None:
+    results = plan.read_results(done[0].results)
+    page = tablereport.write(tmp_path, results, done[0].out / "pictures", order=NAMES).read_text()
+    for name in ("runs", "differences", "learning", "overlay"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    assert "http" not in page.replace("http://www.w3.org", "")
+    rows = (tmp_path / "runs.csv").read_text().splitlines()
+    assert len(rows) == 9
+    dice = np.mean([r["pooled"]["dice"]["mean"] for r in results if (r["name"], r["asked"]) == ("mmgl_226", 1)])
+    assert f"{dice:.3f}" in (tmp_path / "table.md").read_text().split("MMGL (2:2:6) |")[1].split("(1)")[0]
+    again = tablereport.write(tmp_path / "bare", results, tmp_path / "nowhere")
+    assert "What the networks see" not in again.read_text()
+
+
+@pytest.mark.parametrize("name", methods.built_in(config.Method))
+def test_every_stage_of_every_method_trains_on_what_it_may_see(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of each stage: its patients, the shape of its batch, and gradients where they belong and nowhere else."""
+    seen: list[tuple[StageModule, Any]] = []
+    monkeypatch.setattr(module, "fit", lambda stage, slices, *args, **options: seen.append((stage, slices)))
+    chosen = setup.Setup.of(settings(data, name, labelled=2), data.parent / "cache")
+    for number in range(len(chosen.settings.method.stages)):
+        module.train(chosen, number, None, tmp_path)
+    assert [stage.stage for stage, _ in seen] == chosen.settings.method.stages
+    for stage, slices in seen:
+        patients = {case.patient for case in slices.training.cases}
+        allowed = chosen.split.labelled if stage.stage.labels else chosen.split.train
+        assert patients == set(allowed)
+        batch = torch.utils.data.default_collate([slices.training[i] for i in range(0, 12, 3)])
+        assert ("label" in batch) == stage.stage.labels
+        if slices.validation is not None:
+            assert {c.patient for c in slices.validation.dataset.cases} == set(chosen.split.validation)
+        monkeypatch.setattr(stage, "log", lambda *args, **options: None)
+        stage.training_step(batch, 0).backward()
+        stage.on_train_batch_end(None, batch, 0)
+        for key, parameter in stage.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, key
+        frozen = [key for key, p in stage.tapped.named_parameters() if not p.requires_grad and "encoder" in key]
+        assert bool(frozen) == ("encoder" in stage.stage.frozen)
+
+
+def test_keys_and_locks_are_plain_text(data: Path, tmp_path: Path) -> None:
+    job = planned(data, ("full",))[0]
+    assert job.label == "full-1.0-0"
+    assert len(planned(data, ("full",), (1, 2))) == 1  # it has labels of its own
+    assert json.dumps(job.keys)
