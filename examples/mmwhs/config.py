@@ -111,7 +111,7 @@ class Method:
 
     title: str
     stages: list[Stage]
-    labelled: float | int | None = None
+    labelled: int | float | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -186,7 +186,7 @@ class Run:
     data: str
     method: Method
     scale: Scale
-    labelled: float | int = 0.2
+    labelled: int | float = 0.2
     seed: int = 0
     compute: Compute = field(default_factory=Compute)
 

@@ -65,7 +65,11 @@ def test_fine_tuning_differs_in_the_levels_only() -> None:
 
 def test_round_trip_through_yaml() -> None:
     run = config.Run(data="x", method=METHODS["mmgl"], scale=SCALES["small"], labelled=2, seed=5)
-    assert config.parse(config.Run, yaml.safe_load(config.to_yaml(run)), where="here") == run
+    for labelled in (2, 1, 1.0, 0.2):
+        given = replace(run, labelled=labelled)
+        back = config.parse(config.Run, yaml.safe_load(config.to_yaml(given)), where="here")
+        assert back == given
+        assert type(back.labelled) is type(labelled)  # 1 is a patient, 1.0 all of them
 
 
 STAGE = {"name": "a", "kind": "finetune", "loss": {"name": "DeepSupervisionDice"}}
