@@ -457,7 +457,7 @@ def no_module(channels):
 
 HEADS = [
     ("module", no_module, "Expected a torch.nn.Module from the number of channels, got function.", set()),
-    ("shape", Summed, "got torch.float32 of shape (5,) of features (4, 8, 7, 10).", set()),
+    ("shape", Summed, "got torch.float32 of shape (5,) of features (4, 16, 7, 10).", set()),
     ("shape", NotFinite, "numbers that are not finite.", set()),
     ("gradient", Unused, "got none for forgotten.weight.", set()),
     ("images apart", Centred, "each image's output to depend on that image alone", set()),
@@ -466,8 +466,8 @@ HEADS = [
     ("deepcopy", SharesMemory, "got shared parameters.", None),
     ("pickle", UnpicklableHead, "a pickled and restored head to give the same output, got ", set()),
     ("float64", FloatOnly, "got torch.float32 of float64.", set()),
-    ("bfloat16", NoHalf, "the head in bfloat16 to give the output of float32, to 5 %, got ", set()),
-    ("autocast", AutocastHead, "the output under autocast to be that without, to 5 %, got ", set()),
+    ("bfloat16", NoHalf, "the head in bfloat16 to give the output of float32, to 10 %, got ", set()),
+    ("autocast", AutocastHead, "the output under autocast to be that without, to 10 %, got ", set()),
     ("strides", ViewedHead, "got RuntimeError: view size", set()),
     ("arguments", InPlace, "got other numbers in the feature.", {"gradient"}),
     ("random state", AlwaysDrops, "left as it is in evaluation, got another state.", None),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmgl_losses import checks
 from mmgl_losses.testing.laws import ConformanceError, Laws, differs, noise, not_finite, scattered, title
 
-CHANNELS, IMAGES = 8, 4
+CHANNELS, IMAGES = 16, 4
 SIZES = {1: (11,), 2: (7, 10), 3: (5, 6, 7)}
 
 
@@ -114,16 +114,16 @@ def _float64(case: HeadCase) -> str | None:
     return case.same(output) if output.dtype == torch.float64 else f"{output.dtype} of float64"
 
 
-@LAWS.add("bfloat16", "the head in bfloat16 to give the output of float32, to 5 %")
+@LAWS.add("bfloat16", "the head in bfloat16 to give the output of float32, to 10 %")
 def _bfloat16(case: HeadCase) -> str | None:
-    return case.same(deepcopy(case.evaluated).bfloat16()(case.feature().bfloat16()), relative=5e-2)
+    return case.same(deepcopy(case.evaluated).bfloat16()(case.feature().bfloat16()), relative=0.1)
 
 
-@LAWS.add("autocast", "the output under autocast to be that without, to 5 %")
+@LAWS.add("autocast", "the output under autocast to be that without, to 10 %")
 def _autocast(case: HeadCase) -> str | None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = case.evaluated(case.feature())
-    return case.same(output, relative=5e-2)
+    return case.same(output, relative=0.1)
 
 
 @LAWS.add("strides", "the same output whatever the order of memory")
