@@ -19,7 +19,7 @@ lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
-	$(BIN)/sphinx-build -W -n -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W -n -b html docs docs/_build/html
 
 bench: $(VENV)/.test  ## time, peak memory and error beside the peers, and the figures of the documentation
 	$(BIN)/python -m benchmarks

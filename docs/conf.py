@@ -1,35 +1,84 @@
-"""Sphinx: Markdown pages and the docstrings."""
+"""Sphinx: Markdown pages, the docstrings, and pictures that are made while this builds."""
 
 import re
+import sys
+from pathlib import Path
 
 import mmgl_losses
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "gallery")]  # the pictures use the phantom of the pipeline
 
 project = "mmgl-losses"
 author = "The mmgl-losses authors"
 release = version = mmgl_losses.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+exclude_patterns = ["_build", "gallery"]
+default_role = "code"
+
 html_theme = "furo"
 html_title = f"mmgl-losses {release}"
-exclude_patterns = ["_build"]
-default_role = "code"
-autodoc_typehints = "none"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5c96", "color-brand-content": "#0b5c96"},
+    "dark_css_variables": {"color-brand-primary": "#7cc4f4", "color-brand-content": "#7cc4f4"},
+}
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 72
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Shape", "params_style")]
 nitpick_ignore_regex = [("py:.*", r".*")]
 
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "pictures",
+    "filename_pattern": r"plot_",
+    "ignore_pattern": r"scene\.py",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "show_signature": False,
+    "show_memory": False,
+    "min_reported_time": 1e9,
+    "abort_on_example_error": True,
+    "copyfile_regex": r".*\.rst",
+    "image_srcset": ["2x"],
+}
+suppress_warnings = ["config.cache"]
 
-def _escape_stars(app, what, name, obj, options, lines):
-    """Shapes are written (B, *spatial); the star must not start emphasis."""
+_NAMES = {name: f"mmgl_losses.{name}" for name in dir(mmgl_losses) if name[0].isupper()} | {
+    name: f"mmgl_losses.functional.{name}" for name in mmgl_losses.functional.__all__
+}
+_NAMES |= {name: f"mmgl_losses.{name}" for name in ("attach_heads", "discover_stages")}
+_LINKS = {f"`{name}`": f":py:obj:`{name} <{full}>`" for name, full in _NAMES.items()}
+
+
+def _write_out(app, what, name, obj, options, lines):
+    """Public names become links; the star of a shape (B, *spatial) must not start emphasis."""
     for i, line in enumerate(lines):
         if not line.lstrip().startswith(">>>"):
             parts = re.split(r"(``.*?``|`.*?`)", line)
             parts[::2] = [re.sub(r"(?<![*\\])\*(?=[a-z])", r"\\*", part) for part in parts[::2]]
+            parts[1::2] = [_LINKS.get(part, part) for part in parts[1::2]]
             lines[i] = "".join(parts)
 
 
 def setup(app):
     """Runs before napoleon, which reads the sections."""
-    app.connect("autodoc-process-docstring", _escape_stars, priority=100)
+    app.connect("autodoc-process-docstring", _write_out, priority=100)

@@ -1,0 +1,76 @@
+"""
+The place of a point
+====================
+
+A feature map is smaller than the image, and a stride makes it smaller still. A point of it has to be given the label of
+the same place. The rule here is one line, and everybody uses it: point *i* of *m* stands for the place *(i + 1/2) / m*.
+"""
+
+# %%
+# What is mostly done instead is to slice the features, ``features[..., ::4]``, and to resize the labels by nearest
+# neighbour. The two disagree, and nothing notices: the loss still falls. Here is where each takes its points along an
+# axis of 150 pixels, for a level of 19 features sampled with stride 4.
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+
+from mmgl_losses.sampling import places, resample, strided
+
+size, level, stride = 150, 19, 4
+m = strided(level, stride)
+pixels = torch.arange(size, dtype=torch.float32)
+
+cell = size / level
+ours_feature = (places(level, m) + 0.5) * cell
+ours_label = places(size, m) + 0.5
+their_feature = (torch.arange(level)[::stride] + 0.5) * cell
+their_label = F.interpolate(pixels[None, None], size=len(their_feature), mode="nearest")[0, 0] + 0.5
+
+fig, axes = plt.subplots(2, 1, figsize=(7, 2.8), sharex=True, layout="constrained")
+for axis, feature, label, title in (
+    (axes[0], their_feature, their_label, "features[::4], and labels resized by nearest neighbour"),
+    (axes[1], ours_feature, ours_label, "both by sampling.places"),
+):
+    outside = (feature - label).abs() > cell / 2 + 0.5
+    for place in feature.tolist():
+        axis.axvspan(place - cell / 2, place + cell / 2, color="#0072b2", alpha=0.25, linewidth=0)
+    axis.scatter(label, torch.zeros(m), s=50, color="#d55e00", zorder=3)
+    axis.set_title(f"{title}: {int(outside.sum())} of {m} labels from outside their feature", loc="left", fontsize=9)
+    axis.set(yticks=[], ylim=(-1, 1))
+    axis.spines["left"].set_visible(False)
+axes[1].set_xlabel("pixel of the image: what a feature covers (blue), and where its label is taken (orange)")
+plt.show()
+
+# %%
+# On the phantom, for a level of 13 x 13 with stride 2: the label that each of 7 x 7 points gets. Crosses mark labels
+# that occur nowhere in what the feature covers.
+
+from scene import heart, show
+
+labels = heart()[1][:94, :94]
+size, level, stride = 94, 13, 2
+m, cell = strided(level, stride), size / level
+
+
+def wrong(features: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Where a label does not occur in what its feature covers; `features` are indices along an axis."""
+    low, high = (features * cell).floor().long().tolist(), ((features + 1) * cell).ceil().long().tolist()
+    spans = [slice(a, b) for a, b in zip(low, high, strict=True)]
+    found = [[bool((labels[rows, columns] == given[i, j]).any()) for j, columns in enumerate(spans)]
+             for i, rows in enumerate(spans)]  # fmt: skip
+    return ~torch.tensor(found)
+
+
+resized = F.interpolate(labels[None, None].float(), size=(m, m))[0, 0].long()
+fig, axes = plt.subplots(1, 3, figsize=(7, 2.6), layout="constrained")
+show(axes[0], labels, "labels")
+for axis, features, given, title in (
+    (axes[1], torch.arange(level)[::stride], resized, "sliced, resized"),
+    (axes[2], places(level, m), resample(labels, (m, m)), "one rule"),
+):
+    crosses = wrong(features, given)
+    show(axis, given, f"{title}: {int(crosses.sum())} of {m * m} wrong")
+    y, x = crosses.nonzero(as_tuple=True)
+    axis.scatter(x, y, marker="x", color="white", s=40)
+plt.show()
