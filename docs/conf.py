@@ -11,6 +11,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "gallery")]  # the pictures use t
 
 project = "mmgl-losses"
 author = "The mmgl-losses authors"
+copyright = author
 release = version = mmgl_losses.__version__
 extensions = [
     "myst_parser",
@@ -23,7 +24,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "gallery"]
+exclude_patterns = ["_build", "gallery", "sg_execution_times.rst", "pictures/sg_execution_times.rst"]
 default_role = "code"
 
 html_theme = "furo"
@@ -70,11 +71,11 @@ _LINKS = {f"`{name}`": f":py:obj:`{name} <{full}>`" for name, full in _NAMES.ite
 
 
 def _write_out(app, what, name, obj, options, lines):
-    """Public names become links; the star of a shape (B, *spatial) must not start emphasis."""
+    """Public names become links; the star of a shape (B, *spatial) and the bars of |P| stand for themselves."""
     for i, line in enumerate(lines):
         if not line.lstrip().startswith(">>>"):
             parts = re.split(r"(``.*?``|`.*?`)", line)
-            parts[::2] = [re.sub(r"(?<![*\\])\*(?=[a-z])", r"\\*", part) for part in parts[::2]]
+            parts[::2] = [re.sub(r"(?<![*\\])\*(?=[a-z])|(?<=[/ ])\|(?=P\|)", r"\\\g<0>", part) for part in parts[::2]]
             parts[1::2] = [_LINKS.get(part, part) for part in parts[1::2]]
             lines[i] = "".join(parts)
 

@@ -111,7 +111,7 @@ def test_the_pipeline_uses_it_by_configuration_alone(environment: Path) -> None:
     assert files.read_json(here / "out" / "metrics.json")["method"] == "Focal local contrast"
     chosen = yaml.safe_load((here / "out" / "config.yaml").read_text())["method"]["stages"][0]
     assert chosen["loss"]["name"] == "FocalLocalContrast"
-    assert {head["name"] for head in chosen["taps"].values()} == {"BottleneckHead"}
+    assert chosen["head"]["name"] == "BottleneckHead"
 
 
 def test_another_distribution_that_clashes_or_is_broken(environment: Path) -> None:
