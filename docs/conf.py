@@ -32,7 +32,11 @@ html_title = f"mmgl-losses {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#0b5c96", "color-brand-content": "#0b5c96"},
+    "light_css_variables": {
+        "code-font-size": "var(--font-size--small--2)",
+        "color-brand-primary": "#0b5c96",
+        "color-brand-content": "#0b5c96",
+    },
     "dark_css_variables": {"color-brand-primary": "#7cc4f4", "color-brand-content": "#7cc4f4"},
 }
 pygments_style = "friendly"
