@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.case import Case, Contestant, Kind, Step
 from benchmarks.workload import label_maps, point_features, shape
 from mmgl_losses.contrast import fused
-from mmgl_losses.contrast.pairs import build
+from mmgl_losses.contrast.pairs import layout
 from mmgl_losses.functional import local_supcon
 
 TEMPERATURE = 0.07
@@ -67,15 +67,16 @@ def by_rows(problem: Problem) -> Step:
 
 def kernels(problem: Problem) -> Step:
     """The fused implementation alone: no normalisation, no sorting, no formula; what a floor can be held against."""
-    leaf = F.normalize(problem.features.detach().float(), dim=-1)
-    pairs = build(leaf, problem.labels, temperature=problem.temperature, bound=1.0).pairs
-    anchors = pairs.anchors.detach().requires_grad_()
-    pairs = pairs._replace(anchors=anchors)
+    limit = torch.tensor(1 / problem.temperature)
+    order = layout(problem.labels, limit=limit)
+    pairs = order.pairs(unit(problem.features.detach(), problem.temperature, torch.float32), None)
+    valid = torch.stack(pairs.counts()).min(0).values > 0
+    upstream = valid / valid.sum()
 
-    def step() -> tuple[Tensor, Tensor]:
-        positives, negatives = fused.pair_logsumexp(pairs, problem.dtype)
-        loss = torch.where(positives.isfinite(), negatives - positives, 0.0).mean()
-        return loss.detach(), torch.autograd.grad(loss, anchors)[0]
+    def step() -> tuple[Tensor, Tensor | None]:
+        results = fused.logsumexp(pairs, problem.dtype)
+        loss = torch.where(valid, results[1] - results[0], 0.0).mean()
+        return loss, fused.gradients(pairs, problem.dtype, results, (-upstream, upstream), (True, False))[0]
 
     return step
 
