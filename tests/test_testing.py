@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -577,6 +578,11 @@ def test_every_law_can_fail():
     assert {row[0] for row in LOSSES} == set(LOSS_LAWS)
     assert {row[0] for row in HEADS} == set(HEAD_LAWS)
     assert {row[0] for row in FORMULAS} == set(FORMULA_LAWS)
+
+
+def test_the_guide_names_every_law():
+    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+    assert [law for law in (*LOSS_LAWS, *HEAD_LAWS, *FORMULA_LAWS) if law not in page] == []
 
 
 def test_all_failures_at_once():

@@ -8,7 +8,7 @@ options say which points there are: ``background=`` and ``pairs=``.
 
 # %%
 # Three images in a batch; the anchor is the white dot, in the left ventricle of the first one. Green points attract
-# it, red points repel it, points left dark take no part. The points are those that the loss really compares: every
+# it, red points repel it, points without a dot take no part. The points are those that the loss really compares: every
 # fourth along each axis, at the places that ``LocalHead`` and the loss share.
 
 import matplotlib.pyplot as plt
