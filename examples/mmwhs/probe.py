@@ -157,14 +157,14 @@ def draw_features(
     axes = figure.subplots(len(pictures), len(DRAWN), squeeze=False)
     names = ["background", *structures]
     shades = ["#c3c9cf", *(STRUCTURES[i % len(STRUCTURES)] for i in range(len(structures)))]
+    for axis, level in zip(axes[0], DRAWN, strict=True):
+        axis.set_title(level, fontsize=9)
     for row, (stage, levels) in zip(axes, pictures.items(), strict=True):
-        for axis, (level, (points, labels)) in zip(row, levels.items(), strict=True):
+        for axis, (points, labels) in zip(row, levels.values(), strict=True):
             for index, shade in enumerate(shades):
                 axis.scatter(*points[labels == index].T, s=5, color=shade, linewidths=0, alpha=0.8)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_color("#d7dce1")
-            if row is axes[0]:
-                axis.set_title(level, fontsize=9)
         row[0].set_ylabel(f"after {stage}", fontsize=9)
     dot = {"linestyle": "", "marker": "o", "markersize": 5}
     handles = [Line2D([], [], color=shade, label=name, **dot) for name, shade in zip(names, shades, strict=True)]

@@ -14,6 +14,7 @@ from examples.mmwhs.compare import METRICS, Difference, Grid, labelled_text, stu
 from examples.mmwhs.figures import draw_overlay
 from examples.mmwhs.report import embedded, environment
 from examples.mmwhs.tablefigures import draw_ablation, draw_differences, draw_learning, draw_runs
+from mmgl_losses import checks
 
 PAPER = Path(__file__).parent / "paper.yaml"
 BASELINE = "random"
@@ -37,6 +38,8 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], pictures: Path, *, or
     Raises:
         ValueError: There is no result, or they are of several data sets.
     """
+    if len({result["data"] for result in results}) != 1:
+        raise ValueError(checks.message("runs on one data set to report on", sorted({r["data"] for r in results})))
     grid = Grid.of(results, order)
     counts = [count for count in grid.counts if sum(bool(grid.results(name, count)) for name in grid.methods) > 1]
     counts = counts or list(grid.counts[:1])

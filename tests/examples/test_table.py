@@ -220,6 +220,8 @@ def test_the_report_needs_the_results_alone(done: tuple[Folders, list[str]], tmp
     assert len(rows) == 9
     dice = np.mean([r["pooled"]["dice"]["mean"] for r in results if (r["name"], r["asked"]) == ("mmgl_226", 1)])
     assert f"{dice:.3f}" in (tmp_path / "table.md").read_text().split("MMGL (2:2:6) |")[1].split("(1)")[0]
+    with pytest.raises(ValueError, match="one data set"):
+        tablereport.write(tmp_path, [], tmp_path)
     again = tablereport.write(tmp_path / "bare", results, tmp_path / "nowhere")
     assert "What the networks see" not in again.read_text()
 
