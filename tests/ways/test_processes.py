@@ -1,0 +1,86 @@
+"""Two processes, DDP and FSDP2, with the gathered losses: the training of one process with the whole batch."""
+
+import os
+import warnings
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.ways import plain
+
+SHARES = [torch.tensor([0, 2, 1]), torch.tensor([3])]  # rows of each process; image 0 and 1 are looks at one image
+INSTANCES = torch.tensor([0, 0, 1, 2])
+
+
+def gathered(loss):
+    return type(loss)(weights=loss.weights, **{**loss.options, "gather": True})
+
+
+def loss_of(result, labels, instances, *, gather, output):
+    """Global and local contrast, and Dice where the output takes part."""
+    make = gathered if gather else (lambda loss: loss)
+    logits, features = result
+    total = make(plain.GLOBAL)({name: features[name] for name in plain.GLOBAL.weights}, instances)
+    total = total + make(plain.LOCAL)({name: features[name] for name in plain.LOCAL.weights}, labels)
+    return total + make(plain.DICE)([logits], labels) if output else total
+
+
+def train(model, rows, *, gather, output):
+    steps = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for images, labels in plain.batches():
+        steps.zero_grad()
+        loss_of(model(images[rows]), labels[rows], INSTANCES[rows], gather=gather, output=output).backward()
+        steps.step()
+
+
+def compare(model, reference, name):
+    mine = {key.removeprefix("module."): p for key, p in model.named_parameters()}
+    fresh = plain.model()
+    moved = 0
+    for key, expected in reference.named_parameters():
+        value = mine[key].full_tensor() if isinstance(mine[key], DTensor) else mine[key]
+        torch.testing.assert_close(
+            value, expected, rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{name} {key}: {text}"
+        )
+        moved += not torch.equal(expected, fresh.get_parameter(key))
+    assert moved > 10
+
+
+def model():
+    """In eval mode: batch normalisation is the one part that sees only its own process."""
+    return plain.model().eval()
+
+
+def work(rank, folder):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody writes into it
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        images, labels = plain.batches()[0]
+        for output in (True, False):
+            reference, mine = model(), model()
+            train(reference, torch.arange(4), gather=False, output=output)
+            if not output:
+                loss = loss_of(mine(images), labels, INSTANCES, gather=False, output=False)
+                assert mine.freeze_unused(loss)
+            wrapped = DistributedDataParallel(mine)
+            train(wrapped, SHARES[rank], gather=True, output=output)
+            compare(wrapped, reference, f"DDP, output={output}")
+        sharded, reference = model(), model()
+        train(reference, torch.arange(4), gather=False, output=True)
+        for part in (*sharded.net.encoder.blocks, sharded.net.decoder, *sharded.heads.values(), sharded):
+            fully_shard(part)
+        train(sharded, SHARES[rank], gather=True, output=True)
+        compare(sharded, reference, "FSDP2")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path):
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
