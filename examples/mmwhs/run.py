@@ -1,5 +1,6 @@
 """A run: the stages of a method in order, in a folder that a killed run continues from."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,15 @@ def device(compute: config.Compute) -> torch.device:
 def claim(out: Path, settings: config.Run, split: Split) -> None:
     """Writes configuration and split into a new folder, or makes sure that the folder is of the same run.
 
+    The first process does; where all start at once (torchrun), the others wait until the folder is theirs to write to.
+
     Raises:
         ValueError: The folder is of another run, or holds something else; the message names the differences.
     """
+    if not is_first():
+        while not (out / "split.json").is_file():
+            time.sleep(0.1)
+        return
     mine = yaml.safe_load(config.to_yaml(settings))
     del mine["compute"]
     path = out / "config.yaml"
@@ -174,10 +181,9 @@ def claim(out: Path, settings: config.Run, split: Split) -> None:
         raise ValueError(checks.message(f"{out} to be new or the folder of a run", "a folder with other files", cure))
     elif out.exists() and not out.is_dir():
         raise ValueError(checks.message(f"{out} to be a folder", "a file", cure))
-    if is_first():
-        if not path.is_file():
-            files.write_text(path, config.to_yaml(settings))
-        files.replace(out / "split.json", split.save)
+    if not path.is_file():
+        files.write_text(path, config.to_yaml(settings))
+    files.replace(out / "split.json", split.save)
 
 
 def differences(theirs: Any, mine: Any, where: str = "") -> Iterator[str]:

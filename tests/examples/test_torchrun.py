@@ -1,0 +1,38 @@
+"""The example in two processes, as ``torchrun`` starts them."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from examples.mmwhs import config, files, methods
+from examples.mmwhs.config import Part, Schedule
+from tests.examples import tiny
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_stage_one_gathers(tmp_path: Path) -> None:
+    data = tiny.write_tree(tmp_path / "tiny")
+    short = Schedule(steps=2, every=2, batch_size=4, learning_rate=0.01)
+    scale = replace(tiny.SCALE, schedules=dict.fromkeys(tiny.SCALE.schedules, short))
+    method = methods.load(config.Method, "mmgl")
+    first, last = method.stages[0], method.stages[-1]
+    options = {**first.loss.options, "gather": True}
+    method = replace(method, stages=[replace(first, loss=Part(first.loss.name, options)), last])
+    for name, value in (("method", method), ("scale", scale)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(asdict(value)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "examples.mmwhs", "run", "--data", str(data), "--method", str(tmp_path / "method.yaml")]
+    command += ["--scale", str(tmp_path / "scale.yaml"), "--labelled", "1", "--out", str(tmp_path / "out")]
+    command += ["--accelerator", "cpu", "--devices", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["stages"]) == ["global", "finetune"]
+    weights = files.load(tmp_path / "out" / "1-global" / "weights.pt")
+    assert all(value.isfinite().all() for value in weights.values() if isinstance(value, torch.Tensor))
