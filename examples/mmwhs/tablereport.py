@@ -197,7 +197,7 @@ def markdown(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any]) -> str
 
 def overlay(path: Path, grid: Grid, counts: Sequence[str], pictures: Path) -> tuple[str, int] | None:
     """Draws image, truth and predictions for the seed that has most of the methods; gives what it shows."""
-    names = [name for name in SHOWN if name in grid.methods] or list(grid.methods)[:6]
+    names = list(dict.fromkeys(name for name in (*SHOWN, *grid.methods) if name in grid.methods))[: len(SHOWN)]
     found: dict[tuple[str, int], dict[str, Path]] = {}
     for count in counts:
         for name in names:
