@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 DATA ?=
 
-.PHONY: demo test lint docs bench clean
+.PHONY: networks demo test lint docs bench clean
 
 demo: $(VENV)/.examples  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
 	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
@@ -17,6 +17,10 @@ lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+networks: .venv-networks/.done  ## every network of the list, and the page about them
+	.venv-networks/bin/python -m pytest -q tests/networks/elsewhere.py
+	.venv-networks/bin/python -m tests.networks --write docs/networks.md
 
 docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
 	$(BIN)/python -m sphinx -W -n -b html docs docs/_build/html
@@ -45,5 +49,13 @@ $(VENV)/.docs: $(VENV)/.examples
 	$(PIP) --group docs
 	touch $@
 
+# These libraries need torchvision, whose builds for CUDA break others where torch has none: an environment of their own.
+.venv-networks/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-networks
+	.venv-networks/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-networks/bin/python -m pip install --quiet --constraint constraints.txt --group networks
+	.venv-networks/bin/python -m pip install --quiet --no-deps dynamic-network-architectures==0.4.4
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-networks build dist docs/_build .pytest_cache .ruff_cache .hypothesis

@@ -2,34 +2,28 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from mmgl_losses import checks
 from mmgl_losses.dryrun import Call, Trace, dry_run, tensors
+from mmgl_losses.picture import draw
+from mmgl_losses.report import Row, table
 from mmgl_losses.valley import Mark, find_valley, same_level
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _POOLING = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
+_DROPOUT = nn.modules.dropout._DropoutNd
 _PADDING = (
     nn.modules.padding._ConstantPadNd,
     nn.modules.padding._ReflectionPadNd,
     nn.modules.padding._ReplicationPadNd,
     nn.modules.padding._CircularPadNd,
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One stage: the module to tap, and what it returns."""
-
-    name: str
-    role: str
-    channels: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    module: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Stages:
 
     def __str__(self) -> str:
         """The table, and the call to paste."""
-        parts = [_table(self.rows)] if self.rows else []
+        parts = [table(self.rows)] if self.rows else []
         if not self.rows:
             parts.append("No stages: no module that runs once returns a feature map of the kind of the input.")
         elif not self.encoder:
@@ -63,6 +57,23 @@ class Stages:
                 entries = "".join(f'    "{name}": {head},\n' for name in names[-3:])
                 parts.append(f"# {comment}\ntapped = attach_heads(net, example, {{\n{entries}}})")
         return "\n\n".join(parts)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw the stages: depth to the right, stride downwards, the channels in the boxes, a dot on what is tapped.
+
+        Dots are on the stages of the calls that ``print`` shows: the last three of the encoder and of the decoder.
+
+        Args:
+            ax: axes of matplotlib to draw on; new ones, in a figure of a fitting size, by default.
+
+        Returns:
+            The axes; ``ax.figure.savefig("stages.png")`` keeps the picture.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: there are no stages.
+        """
+        return draw(self.rows, {*self.encoder[-3:], *self.decoder[-3:]}, ax)
 
 
 def discover_stages(net: nn.Module, example: object) -> Stages:
@@ -117,6 +128,10 @@ def discover_stages(net: nn.Module, example: object) -> Stages:
 def _marks(trace: Trace, image: Tensor) -> list[Mark]:
     """The feature maps of the pass in time: outputs of modules, and what goes into convolutions from no module."""
     times = Counter(call.name for call in trace.calls)
+    dropped = {}  # what dropout overwrites in training, and when
+    for call in trace.calls:
+        if isinstance(call.module, _DROPOUT) and call.module.inplace:
+            dropped.update((id(tensor), call.end) for tensor in call.inputs)
     first = {}  # when the outermost module that was given a tensor began
     for call in sorted(trace.calls, key=lambda call: call.start):
         for tensor in call.inputs:
@@ -136,7 +151,10 @@ def _marks(trace: Trace, image: Tensor) -> list[Mark]:
         padding = isinstance(call.module, _PADDING)
         if call.name and _is_map(output, image) and not channels_last and not padding:
             usable = times[call.name] == 1 and not call.overwritten and output.is_floating_point()
-            usable = usable and not call.passed_on and not isinstance(call.module, nn.modules.dropout._DropoutNd)
+            if isinstance(call.module, _DROPOUT):
+                usable = usable and call.module.inplace
+            else:
+                usable = usable and not call.passed_on and call.end >= dropped.get(id(output), 0)
             marks.append(Mark(call.end, tuple(output.shape[2:]), output.shape[1], call, usable, _weights(call)))
     marks.sort(key=lambda mark: mark.time)
     return _without_summaries(marks, image)
@@ -238,20 +256,3 @@ def _row(role: str, mark: Mark, image: Tensor) -> Row:
     assert mark.call is not None
     stride = tuple(round(whole / part) for whole, part in zip(image.shape[2:], mark.size, strict=True))
     return Row(mark.call.name, role, mark.channels, mark.size, stride, type(mark.call.module).__name__)
-
-
-def _table(rows: Iterable[Row]) -> str:
-    def times(values: tuple[int, ...]) -> str:
-        return "x".join(map(str, values))
-
-    lines = [("role", "name", "channels", "size", "stride", "module")]
-    for row in rows:
-        lines.append((row.role, row.name, str(row.channels), times(row.size), times(row.stride), row.module))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i == 2 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )

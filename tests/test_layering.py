@@ -13,7 +13,7 @@ ROOT = Path(mmgl_losses.__file__).parent
 # Each layer may import those before it, and nothing of its own.
 LAYERS = [
     {"checks"},
-    {"sampling", "dryrun", "contrast.pairs", "contrast.halves", "unet", "distributed", "multiscale"},
+    {"sampling", "dryrun", "report", "contrast.pairs", "contrast.halves", "unet", "distributed", "multiscale"},
     {
         "contrast.reference",
         "contrast.sums",
@@ -22,6 +22,7 @@ LAYERS = [
         "heads",
         "hooks",
         "valley",
+        "picture",
     },
     {"contrast.tiled.batched", "contrast.tiled.tiles", "contrast.fused.backward"},
     {"contrast.tiled", "contrast.fused.launch"},
@@ -84,6 +85,8 @@ def test_what_is_imported(module):
     allowed = {"mmgl_losses", "torch", *sys.stdlib_module_names}
     if module.startswith("contrast.fused"):
         allowed |= {"triton"}
+    if module in ("picture", "stages"):
+        allowed |= {"matplotlib"}  # on first use, and as a name of types
     outside = {name.split(".")[0] for name in imports(modules()[module])} - allowed
     assert not outside, f"{module} imports {outside}"
 
@@ -98,7 +101,7 @@ def test_import_is_quiet_and_light():
     """A fresh process: no output, no warnings, no Triton, no compiler."""
     code = (
         "import sys, mmgl_losses; "
-        "print([m for m in ('triton', 'torch._dynamo', 'torch._inductor', 'numpy.testing') if m in sys.modules])"
+        "print([m for m in ('triton', 'torch._dynamo', 'torch._inductor', 'numpy.testing', 'matplotlib') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

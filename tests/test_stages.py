@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmgl_losses.heads import GlobalHead, LocalHead
-from mmgl_losses.stages import discover_stages
+from mmgl_losses.report import Row
+from mmgl_losses.stages import Stages, discover_stages
 from mmgl_losses.taps import attach_heads
 from mmgl_losses.unet import UNet
 
@@ -251,6 +252,16 @@ def test_what_cannot_be_tapped_is_not_offered():
     attach_heads(net, image(), dict.fromkeys(stages.encoder, GlobalHead))(image())
 
 
+def test_dropout_that_overwrites_in_training_is_tapped_itself():
+    net = Stack(
+        a=block(1, 4), down=block(4, 8, 2), up=nn.Upsample(scale_factor=2), mix=block(8, 8), drop=nn.Dropout2d(inplace=True),
+        out=conv(8, 2),
+    )  # fmt: skip
+    stages = discover_stages(net, image())
+    assert stages.decoder == ("drop",)
+    attach_heads(net, image(), dict.fromkeys(stages.decoder, LocalHead))(image())
+
+
 def test_a_join_of_input_and_output_is_no_bottleneck():
     class Skip(nn.Module):
         def __init__(self, inner):
@@ -336,3 +347,50 @@ def test_errors_of_the_network_come_through():
     """What a network has to say about its input, it says itself."""
     with pytest.raises(RuntimeError, match="channels"):
         discover_stages(nn.Sequential(conv(3, 4)), image())
+
+
+# The picture ------------------------------------------------------------------------------------------------------
+
+
+def figure_axes():
+    from matplotlib.figure import Figure
+
+    return Figure().subplots()
+
+
+def boxes(ax):
+    from matplotlib.patches import FancyBboxPatch
+
+    return [patch for patch in ax.patches if isinstance(patch, FancyBboxPatch)]
+
+
+def test_the_picture_shows_every_stage_where_it_belongs():
+    stages = discover_stages(UNet(1, 3, channels=(4, 6, 8, 10)), image())
+    ax = stages.plot(figure_axes())
+    centres = [(box.get_x() + box.get_width() / 2, box.get_y() + box.get_height() / 2) for box in boxes(ax)]
+    assert centres == [pytest.approx((i, depth)) for i, depth in enumerate([0, 1, 2, 3, 2, 1, 0, 0])]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # strides go down
+    assert [text.get_text() for text in ax.texts] == ["4", "6", "8", "10", "8", "6", "4", "3"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == [row.name for row in stages.rows]
+    dots = [int(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == "o"]
+    assert dots == [1, 2, 3, 4, 5, 6]  # the last three of each, as in the printed calls
+    assert len({box.get_facecolor() for box in boxes(ax)}) == 3
+
+
+def test_the_picture_of_long_names_and_uneven_strides():
+    rows = (
+        Row("a" * 20 + ".submodule.1.submodule", "encoder", 4, (8, 16, 16), (1, 1, 1), "Conv3d"),
+        Row("b", "encoder", 8, (8, 8, 8), (1, 2, 2), "Conv3d"),
+    )
+    ax = Stages(tuple(row.name for row in rows), (), rows).plot(figure_axes())
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["…submodule.1.submodule", "b"]
+    assert "1x2x2" in [text.get_text() for text in ax.texts]
+
+
+def test_what_cannot_be_drawn(monkeypatch):
+    with pytest.raises(ValueError, match="Expected at least one stage to draw, got none"):
+        Stages((), (), ()).plot()
+    stages = discover_stages(UNet(1, 3, channels=(4, 6, 8)), image())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "mmgl-losses\[examples\]"'):
+        stages.plot()

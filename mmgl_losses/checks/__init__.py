@@ -14,6 +14,7 @@ from mmgl_losses.checks.primitive import precision as precision
 from mmgl_losses.checks.primitive import temperature as temperature
 from mmgl_losses.checks.taps import activation as activation
 from mmgl_losses.checks.taps import attached as attached
+from mmgl_losses.checks.taps import drawable as drawable
 from mmgl_losses.checks.taps import feature as feature
 from mmgl_losses.checks.taps import has_channels as has_channels
 from mmgl_losses.checks.taps import head as head

@@ -1,5 +1,6 @@
 """Checks of networks, heads and what taps find."""
 
+import importlib.util
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -178,3 +179,12 @@ def not_a_replica(module: nn.Module) -> None:
     if getattr(module, "_is_replica", False):
         expected = "a tapped model in one thread"
         raise ValueError(message(expected, "torch.nn.DataParallel", "Use DistributedDataParallel."))
+
+
+def drawable(rows: int) -> None:
+    """There is something to draw, and something to draw with."""
+    if not rows:
+        raise ValueError(message("at least one stage to draw", "none"))
+    if importlib.util.find_spec("matplotlib") is None:
+        cure = 'Install it with `pip install matplotlib`, or with the extra `pip install "mmgl-losses[examples]"`.'
+        raise ModuleNotFoundError(message("matplotlib, to draw stages", "no such package", cure), name="matplotlib")

@@ -36,11 +36,15 @@ def levels(name: str, values: object, weights: Levels[float]) -> list[tuple[str,
         return [(f"{name}[{key!r}]", values[key], weights[key]) for key in weights]
     if not isinstance(values, Mapping | Sequence):
         expected = f"`{name}` to be a sequence or mapping of tensors, one per level"
-        raise TypeError(message(expected, type(values).__name__))
+        cure = "Take the tensors out of it, such as `[output.logits]`." if hasattr(values, "logits") else ""
+        raise TypeError(message(expected, type(values).__name__, cure))
     items = list(values.items()) if isinstance(values, Mapping) else list(enumerate(values))
     if len(items) != len(weights):
         expected = f"{len(weights)} levels in `{name}`, one per weight of {tuple(weights)}"
-        raise ValueError(message(expected, len(items), "Give as many weights as levels."))
+        cure = "Give as many weights as levels."
+        if isinstance(values, Mapping):
+            cure = f"Give as many weights as levels, or take the levels out of {', '.join(map(repr, values))}."
+        raise ValueError(message(expected, len(items), cure))
     return [(f"{name}[{key!r}]", value, weight) for (key, value), weight in zip(items, weights, strict=True)]
 
 
@@ -51,7 +55,10 @@ def coarse_to_fine(name: str, sizes: Sequence[Sequence[int]]) -> None:
         return
     cure = "Give `weights` as a mapping from the levels' names, so that each level meets its own weight."
     if all(a > b for a, b in pairwise(points)):
-        cure = "They are ordered fine to coarse: reverse them, or give `weights` as a mapping from their names."
+        cure = (
+            f"They are ordered fine to coarse: reverse them, `{name}[::-1]`, and give `weights` from coarse to fine; "
+        )
+        cure += "or give `weights` as a mapping from their names."
     raise ValueError(message(f"`{name}` ordered from coarse to fine", [tuple(size) for size in sizes], cure))
 
 

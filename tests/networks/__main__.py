@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import math
 import platform
 import sys
 import time
@@ -42,13 +43,13 @@ features finer than the coarsest ones: such networks interpolate their logits, a
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", help="parts of names; all networks by default")
-    parser.add_argument("--write", type=Path, help="the page to write")
+    parser.add_argument("--write", type=Path, help="the page to write; with names, only their rows change")
     arguments = parser.parse_args()
     library = let_torchvision_import()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # those of the networks' own libraries
     trials = {}
-    for name in ZOO:
+    for name in sorted(ZOO, key=lambda name: math.prod(ZOO[name].size) > 128**2):  # the large ones last
         if arguments.only and not any(part in name for part in arguments.only):
             continue
         start, trials[name] = time.monotonic(), Trial()
@@ -56,11 +57,28 @@ def main() -> int:
             trials[name] = try_network(ZOO[name])
         gc.collect()
         mark = "fails" if trials[name].problems else "ok"
+        if arguments.write:  # after each, so that what was found is not lost
+            known = read(arguments.write) if arguments.only and arguments.write.exists() else {}
+            done = {**known, **trials}
+            arguments.write.write_text(page({name: done[name] for name in ZOO if name in done}))
         print(f"{mark:5} {name} ({time.monotonic() - start:.0f} s)", *trials[name].problems, sep="\n      ", flush=True)
     del library
-    if arguments.write:
-        arguments.write.write_text(page(trials))
     return any(trial.problems for trial in trials.values())
+
+
+def read(path: Path) -> dict[str, Trial]:
+    """The trials on a page that was written before, so that some can be run again."""
+    text = path.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
+    cells = {
+        name: ["" if cell == "none" else cell for cell in (encoder, decoder)] for name, encoder, decoder, *_ in rows
+    }
+    trials = {name: Trial(*cells[name], fake=fake == "fake") for name, _, _, fake, _ in rows}
+    for line in text.partition("## What fails")[2].partition("\n## ")[0].splitlines():
+        if line.startswith("- **"):
+            name, _, problems = line.removeprefix("- **").partition("**: ")
+            trials[name].problems = [problems]
+    return trials
 
 
 def page(trials: dict[str, Trial]) -> str:

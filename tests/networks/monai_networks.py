@@ -172,6 +172,7 @@ MONAI = {
         dints,
         "1:8 2:16 4:32 8:64",
         "4:32 2:16 1:8",
+        fake=False,  # its search space reads the values of its architecture codes
         revised="The full resolution inside the stem had been overlooked.",
     ),
     "MONAI AHNet": Entry(
@@ -182,7 +183,7 @@ MONAI = {
         (64, 64),
     ),
     "MONAI RegUNet": Entry(
-        monai("RegUNet", 2, 1, 4, 2, out_channels=2, extract_levels=(0, 1, 2)), "1:4 2:8 4:16", "2:8 1:4"
+        monai("RegUNet", 2, 1, 4, 2, out_channels=3, extract_levels=(0, 1, 2)), "1:4 2:8 4:16", "2:8 1:4"
     ),
     "MONAI HoVerNet": Entry(
         monai("HoVerNet", "FAST", 3, 5, decoder_padding=True),

@@ -7,8 +7,9 @@ from tests.networks.nnunet_networks import NNUNET
 from tests.networks.own_networks import OWN
 from tests.networks.smp_networks import SMP
 from tests.networks.torchvision_networks import TORCHVISION
+from tests.networks.unseen_networks import UNSEEN
 
-ZOO: dict[str, Entry] = {**OWN, **MONAI, **NNUNET, **HUGGING_FACE, **SMP, **TORCHVISION}
+ZOO: dict[str, Entry] = {**OWN, **MONAI, **NNUNET, **HUGGING_FACE, **SMP, **TORCHVISION, **UNSEEN}
 QUICK = [
     *OWN,
     "MONAI UNet",

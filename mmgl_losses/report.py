@@ -1,0 +1,35 @@
+"""One stage of a network, and stages as a table."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage: the module to tap, and what it returns."""
+
+    name: str
+    role: str
+    channels: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    module: str
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows as text, one under the other."""
+
+    def times(values: tuple[int, ...]) -> str:
+        return "x".join(map(str, values))
+
+    lines = [("role", "name", "channels", "size", "stride", "module")]
+    for row in rows:
+        lines.append((row.role, row.name, str(row.channels), times(row.size), times(row.stride), row.module))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i == 2 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
