@@ -187,8 +187,8 @@ def global_losses(
     formula = resolve(formula, GLOBAL_FORMULAS)
     checks.flag("gather", gather)
     checks.temperature(temperature)
-    alone = not gather or distributed.world() == 1
-    if instances is None and tolerance is None and impl == "auto" and alone and halves.fits(embeddings, temperature):
+    usual = instances is None and tolerance is None and impl == "auto" and (not gather or distributed.world() == 1)
+    if usual and not isinstance(temperature, Tensor) and halves.fits(embeddings, temperature):
         terms = PairTerms(*halves.pair_terms(normalise(embeddings), temperature))
         losses = formula(terms)
         checks.losses(losses, terms.self_logit)
@@ -230,12 +230,11 @@ def global_terms(
         options = _gathered(keys, key_ids) if gather else {"keys": keys, "key_ids": key_ids}
     elif gather:
         options = _gathered(z, ids, anchors=True)
+    options["tolerance"], options["bound"] = tolerance, 1.0
     return pair_terms(
         z,
         ids,
         temperature=temperature,
-        tolerance=tolerance,
-        bound=1.0,
         impl=_known(impl, gather),
         precision=embeddings.dtype,
         **options,
@@ -298,12 +297,11 @@ def local_terms(
     z = normalise(z)
     gather = gather and pairs == "batch"
     options: PairOptions = _gathered(z, y, key_mask, anchors=True) if gather else {"key_mask": key_mask}
+    options["anchor_mask"], options["bound"] = anchor_mask, 1.0
     terms = pair_terms(
         z,
         y,
-        anchor_mask=anchor_mask,
         temperature=temperature,
-        bound=1.0,
         impl=_known(impl, gather),
         precision=features.dtype,
         **options,

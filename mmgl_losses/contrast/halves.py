@@ -21,9 +21,9 @@ ELEMENTS = 1 << 20  # pairs: 4 MiB in float32
 RANGE = 80.0  # exp of plus or minus this, and sums up to it, are normal numbers in float32
 
 
-def fits(anchors: Tensor, temperature: float | Tensor) -> bool:
+def fits(anchors: Tensor, temperature: float) -> bool:
     """Whether unit vectors (G, 2B, D) can go this way; a matter of shapes and of the temperature alone."""
-    if isinstance(temperature, Tensor) or anchors.shape[1] < 4 or torch.compiler.is_compiling():
+    if anchors.shape[1] < 4 or torch.compiler.is_compiling():
         return False  # compiled code has few operations to dispatch in any case
     return len(anchors) * anchors.shape[1] ** 2 <= ELEMENTS and 1 / temperature + math.log(anchors.shape[1]) <= RANGE
 
@@ -58,7 +58,8 @@ class _Terms(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, positives: Tensor | None, negatives: Tensor | None, own: Tensor | None, _: None):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        positives, negatives, own, _ = grads
         anchors, logs, exponentials = ctx.saved_tensors
         factors = torch.zeros_like(logs) if negatives is None else negatives * (-logs).exp()
         weights = exponentials * factors[..., None]
