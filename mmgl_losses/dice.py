@@ -83,7 +83,7 @@ def soft_dice(
     p = wide.softmax(1) if log_p is None else log_p.exp()
 
     def kept(values: Tensor) -> Tensor:
-        return values if keep is None else values * keep.view(len(y), *[1] * (values.ndim - 2), -1)
+        return values if keep is None else values * keep.view(len(y), *[1] * (values.ndim - 2), y.shape[1])
 
     def by_class(values: Tensor) -> Tensor:
         return values.new_zeros(len(y), classes).scatter_add(1, y, kept(values))
