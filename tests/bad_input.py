@@ -159,7 +159,7 @@ wrong_value("Expected `key_instances` on the device of `embeddings` (cpu), got `
 wrong_value("Expected `tolerance` to be a finite number of at least 0, got -1.0.", global_contrast, E, tolerance=-1.0)
 wrong_value("Expected `instances` beside `tolerance` and gather=True, got None. Number the images", global_contrast, E, tolerance=1.0, gather=True)
 wrong_type("Expected `gather` to be True or False, got 1 of type int.", global_contrast, E, gather=1)
-wrong_value("Expected `temperature` to be a finite number above 0, got 0.", global_contrast, E, temperature=0)
+wrong_value("Expected `instances` beside `tolerance` and gather=True, got None.", global_contrast, E, tolerance=1.0, gather=True)
 wrong_value("Expected `formula` to be one of 'nt_xent', 'decoupled', 'mmgl', got 'nt_xnt'. Did you mean 'nt_xent'?", global_contrast, E, formula="nt_xnt")
 wrong_type("Expected `formula` to be one of 'nt_xent', 'decoupled', 'mmgl', got None of type NoneType.", global_contrast, E, formula=None)
 wrong_type("Expected `formula` to be one of 'nt_xent', 'decoupled', 'mmgl', got ['mmgl'] of type list.", global_contrast, E, formula=["mmgl"])
@@ -205,6 +205,7 @@ wrong_type("Expected `stride` to be an integer of at least 1, got 2.0 of type fl
 wrong_type("Expected `stride` to be an integer of at least 1, got True of type bool.", local_supcon, X, Y, stride=True)
 wrong_value("Expected `temperature` to be a finite number above 0, got 0.0.", local_supcon, X, Y, temperature=0.0)
 wrong_value("Expected `impl` to be one of 'auto', 'reference', 'tiled', 'fused', got 'triton'.", local_supcon, X, Y, impl="triton")
+wrong_type("Expected `gather` to be True or False, got None of type NoneType.", local_supcon, X, Y, gather=None)
 wrong_value("Expected an even batch, got 1. Stack two augmentations", local_supcon, X[:1], Y[:1], pairs="augmentations")
 wrong_value("Expected `instances` in which each image occurs equally often, got the counts {0: 3, 1: 1}.", local_supcon, X.repeat(2, 1, 1, 1), Y.repeat(2, 1, 1), [0, 0, 0, 1], pairs="augmentations")
 wrong_value("Expected `instances` to be a tensor or sequence of 2 integers, one for each row, got 3.", local_supcon, X, Y, [0, 0, 0], pairs="augmentations")
@@ -239,6 +240,7 @@ wrong_type("Expected `batch` to be True or False, got 1 of type int.", soft_dice
 wrong_type("Expected `squared` to be True or False, got 'no' of type str.", soft_dice, X, Y, squared="no")
 wrong_type("Expected `gather` to be True or False, got 1 of type int.", soft_dice, X, Y, gather=1)
 wrong_type("Expected `include_background` to be True or False, got None of type NoneType.", soft_dice, X, Y, include_background=None)
+wrong_type("Expected `gather` to be True or False, got 'all' of type str.", soft_dice, X, Y, gather="all")
 wrong_type("Expected `ignore_index` to be an integer, got 1.5 of type float.", soft_dice, X, Y, ignore_index=1.5)
 
 # The three modules ------------------------------------------------------------------------------------------------
@@ -293,6 +295,8 @@ wrong_type("Expected `ignore_index` to be an integer, got 255.0 of type float.",
 wrong_type("Expected `background_index` to be an integer, got None of type NoneType.", MultiScaleLocalSupCon, background_index=None)
 wrong_value("Expected `smooth` to be a finite number of at least 0, got -1.0.", DeepSupervisionDice, smooth=-1.0)
 wrong_value("Expected `cross_entropy` to be a finite number of at least 0 and at most 1, got 2.0.", DeepSupervisionDice, cross_entropy=2.0)
+for make in (MultiScaleGlobalContrast, MultiScaleLocalSupCon, DeepSupervisionDice):
+    wrong_type("Expected `gather` to be True or False, got 1 of type int.", make, gather=1)
 wrong_type("Expected `batch` to be True or False, got 0 of type int.", DeepSupervisionDice, batch=0)
 wrong_type("Expected `ignore_index` to be an integer, got '255' of type str.", DeepSupervisionDice, ignore_index="255")
 for make, argument in ((MultiScaleLocalSupCon, "features"), (DeepSupervisionDice, "logits")):

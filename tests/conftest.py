@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 settings.register_profile("fast", deadline=None, max_examples=40, derandomize=True)
+# For faults that are planted: the first failure is enough, and need not be small.
+settings.register_profile("mutants", settings.get_profile("fast"), phases=[Phase.generate], report_multiple_bugs=False)
 settings.load_profile("fast")
 torch.set_num_threads(1)
 

@@ -79,6 +79,21 @@ def test_rows_that_take_no_part_may_hold_nan(impl, problem):
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("separate", [False, True])
+def test_ids_of_rows_that_take_no_part_may_be_nan(impl, separate):
+    z, ids = torch.randn(9, 3), torch.tensor([2.0, 0.0, 9.0, 1.0, 9.0, 0.0, 2.0, 9.0, 1.0])
+    mask = ids != 9
+    options = {"temperature": 0.5, "key_mask": mask, "anchor_mask": mask, "impl": impl}
+    if separate:
+        options |= {"keys": z.flip(0)}
+    results = []
+    for lost in (9.0, math.nan):
+        held = torch.where(mask, ids, lost)
+        results.append(pair_terms(z, held, **options, **({"key_ids": held} if separate else {})))
+    torch.testing.assert_close(tuple(results[1]), tuple(results[0]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("separate", [False, True])
 def test_rows_that_take_no_part_do_not_reach_the_temperature(impl, separate):
     z, ids, mask = torch.randn(6, 3), torch.arange(6) % 2, torch.arange(6) < 5
     z[5] = math.nan

@@ -136,6 +136,13 @@ def test_diagnostics_of_local_features():
     assert backwards.levels[0].above_floor > done.levels[0].above_floor
 
 
+def test_progress_is_weighted():
+    """One level done, one at chance: the progress is the share of the weight of the first."""
+    perfect, collapsed = perfect_and_collapsed()
+    loss = MultiScaleLocalSupCon(weights={"done": 0.8, "chance": 0.2})
+    assert loss.diagnose({"done": perfect, "chance": collapsed}, LABELS).progress == pytest.approx(0.8, abs=0.02)
+
+
 def test_diagnostics_of_nothing():
     loss = MultiScaleLocalSupCon(weights=(1.0,), ignore_index=7)
     result = loss.diagnose([torch.randn(2, 3, 4, 4)], torch.full((2, 4, 4), 7))

@@ -1,0 +1,160 @@
+"""The faults, as data: where, the exact text, what to put in its place, what that breaks, and who should notice.
+
+A text that is not found exactly once is an error: a fault must be kept up to date with the code it is planted in.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: `old` occurs exactly once in the modules that begin with `where`; `tests` are what pytest is given."""
+
+    where: str
+    old: str
+    new: str
+    what: str
+    tests: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+
+
+MUTANTS: list[Mutant] = []
+
+
+def fault(where: str, old: str, new: str, what: str, *tests: str, **env: str) -> None:
+    """A row of the table; tests as ``file`` or ``file::test``."""
+    files = [test.partition("::") for test in tests]
+    paths = tuple(f"tests/{file}.py{colons}{name}" for file, colons, name in files)
+    MUTANTS.append(Mutant(where, old, new, what, paths, env))
+
+
+# fmt: off
+LAWS, LOCAL, GLOBAL = "test_laws", "test_functional::test_local_matches_loops", "test_functional::test_global_matches_loops"
+LOOPS, BAD = "test_contrast::test_matches_loops", "test_bad_input"
+
+# Formulas and their mean
+fault("formulas", "logaddexp(terms.positive_lse, terms.negative_lse) - terms.positive_sum / terms.n_positives", "logaddexp(terms.positive_lse, terms.negative_lse) - terms.positive_sum", "supcon forgets 1/|P|", LOCAL)
+fault("formulas", "mean_inside = terms.positive_lse - terms.n_positives.to(terms.positive_lse.dtype).log()", "mean_inside = terms.positive_lse", "supcon_in takes the sum inside the log, not the mean", LOCAL)
+fault("formulas", "return terms.negative_lse - terms.positive_sum / terms.n_positives", "return terms.positive_lse - terms.positive_sum / terms.n_positives", "decoupled repels positives", GLOBAL)
+fault("formulas", "torch.logaddexp(terms.self_logit, terms.negative_lse)", "torch.logaddexp(terms.positive_lse, terms.negative_lse)", "the printed denominator without the self pair", GLOBAL)
+fault("formulas", "(terms.negative_lse - terms.positive_lse) / terms.n_positives", "(terms.positive_lse - terms.negative_lse) / terms.n_positives", "P and N swapped", LOCAL)
+fault("formulas", "(terms.negative_lse - terms.positive_lse) / terms.n_positives", "(terms.negative_lse - terms.positive_lse)", "the printed local loss forgets 1/|P|", LOCAL)
+fault("formulas", "return valid & (terms.n_negatives > 0) if needs_negatives(formula) else valid", "return valid", "anchors without negatives count where they must not", LOCAL)
+fault("formulas", "(count > 0).sum()", "torch.ones_like(count).sum()", "images without a valid anchor count in the mean", f"{LAWS}::test_images_are_independent")
+fault("formulas", "torch.where(valid, losses, 0.0).sum(-1)", "losses.sum(-1)", "anchors that are not valid count in the sum", LOCAL)
+
+# The functions
+fault("functional", 'key_mask = part if background == "key" else anchor_mask', 'key_mask = part if background == "ignore" else anchor_mask', "background policies swapped", LOCAL)
+fault("functional", "foreground = y != background_index", "foreground = y != 0", "background_index is not looked at", f"{LAWS}::test_names_of_classes")
+fault("functional", "part = None if ignore_index is None else y != ignore_index", "part = None", "ignore_index is not looked at", LOCAL)
+fault("functional", "z = torch.where(key_mask[..., None], z, 0.0)", "z = z * key_mask[..., None]", "ignored points are multiplied by 0: NaN leaks", f"{LAWS}::test_ignored_points")
+fault("functional", "labels = checks.label_map(labels, features).long()", "labels = checks.label_map(labels, features)", "indices wrap around in narrow label types", f"{LAWS}::test_an_index_that_the_type_of_the_labels_cannot_hold")
+fault("checks/", "[[i, i + batch // 2] for i in range(batch // 2)]", "[[2 * i, 2 * i + 1] for i in range(batch // 2)]", "augmentations are neighbours instead of halves", "test_functional::test_pair_scopes_match_loops")
+fault("functional", "z, y = z.flatten(0, 1)[None], y.flatten()[None]", "pass", 'pairs="batch" stays within images', "test_functional::test_pair_scopes_match_loops")
+
+# Places and types
+fault("sampling", "(2 * torch.arange(m) + 1) * size // (2 * m)", "(2 * torch.arange(m)) * size // (2 * m)", "places off by half a cell", "test_sampling::test_places_hold_the_points")
+fault("sampling", "x = x.index_select(axis, places(x.shape[axis], m).to(x.device))", 'x = torch.nn.functional.interpolate(x.movedim(axis, -1).double().reshape(1, -1, x.shape[axis]), m, mode="linear").reshape(*x.movedim(axis, -1).shape[:-1], m).movedim(-1, axis).to(x.dtype)', "labels are resized bilinearly", "test_sampling::test_resample_indexes_each_axis", "test_dice::test_labels_come_to_the_level_by_index")
+fault("sampling", "return -(-size // stride)", "return max(size // stride, 1)", "the last, smaller cell of a stride is lost", "test_sampling::test_features_and_labels_hold_the_same_place", "test_heads::test_gradients_reach_only_the_points_taken", "test_functional::test_stride_is_sampling_first", "test_sampling::test_resample_indexes_each_axis")
+fault("sampling", "scaled = x / torch.where(zero, 1.0, largest)", "scaled = x", "norms of huge and tiny vectors overflow and vanish", "test_sampling::test_normalise_at_any_length")
+fault("sampling", "torch.where(zero, 0.0, F.normalize", "torch.where(zero, x, F.normalize", "the gradient of a zero vector is not zero", "test_sampling::test_normalise_of_zero_is_zero_with_zero_gradient")
+fault("sampling", "    x = x if x.dtype == torch.float64 else x.float()\n    largest", "    largest", "half precision is normalised in half precision", f"{LAWS}::test_half_precision_is_widened_first")
+fault("sampling", "count = torch.where(last, n + 1, count)", "count = count", "foreground sampling takes background", "test_sampling::test_foreground_places_keep_what_a_cell_holds")
+
+# Dice
+fault("dice", "predicted + by_class(torch.ones_like(weight)) + smooth", "predicted + by_class(torch.ones_like(weight))", "smoothing in the numerator alone", "test_dice::test_matches_loops")
+fault("dice", "(sums - smooth).sum(1, keepdim=True)", "sums.sum(1, keepdim=True)", "smoothing grows with the batch", "test_dice::test_matches_loops")
+fault("dice", "2 * by_class(at_label.exp()) + smooth", "by_class(at_label.exp()) + smooth", "the 2 of the numerator is lost", "test_dice::test_matches_loops")
+fault("dice", "p.square() if squared else p", "p", "squared is not looked at", "test_dice::test_matches_loops")
+fault("dice", "0 if include_background else 1 :", "1 if include_background else 0 :", "include_background means its opposite", "test_dice::test_matches_loops")
+fault("dice", "wide = torch.where(keep[:, None], wide, 0.0)", "wide = wide * keep[:, None]", "ignored logits are multiplied by 0: NaN leaks", "test_dice::test_ignored_pixels_may_hold_nan")
+fault("dice", "torch.where(counted, 1 - dice, 0.0).sum(), counted.sum()", "torch.where(counted, 1 - dice, 0.0).sum(), torch.ones_like(counted).sum()", "samples that are all ignored count in the mean", "test_dice::test_matches_loops")
+fault("dice", "loss = (1 - cross_entropy) * loss - cross_entropy", "loss = cross_entropy * loss - (1 - cross_entropy)", "shares of Dice and cross-entropy swapped", "test_dice::test_cross_entropy_is_torch_s")
+
+# Levels
+fault("checks/weights", "zip(items, weights, strict=True)", "zip(items, weights[::-1], strict=True)", "weights meet the levels the wrong way round", "test_losses::test_is_the_weighted_sum")
+fault("multiscale", "loss(level) for _, level, weight in levels if weight]", "loss(level) for _, level, weight in levels]", "a level of weight 0 leaks NaN", "test_losses::test_weight_zero_skips_the_level")
+fault("losses", "losses += [weight * loss for", "losses += [loss for", "the weights of the levels are not looked at", "test_losses::test_is_the_weighted_sum")
+fault("checks/weights", "if all(a < b for a, b in pairwise(points)):", "if all(a <= b for a, b in pairwise(points)):", "levels of one size are taken in any order", BAD)
+fault("multiscale", "    def extra_repr(self) -> str:\n        \"\"\"The configuration, as it was given.\"\"\"\n", "    def extra_repr(self) -> str:\n        return \"\"\n", "repr hides the configuration", "test_losses::test_has_no_state_and_travels")
+
+# The primitive: the sorted form
+fault("contrast/pairs", "anchors = _select(anchors, used) * (temperature**-0.5)", "anchors = _select(anchors, used) * (temperature**-1)", "a wrong power of the temperature", LOOPS)
+fault("contrast/pairs", "anchors = _select(anchors, used) * (temperature**-0.5)", "anchors = _select(anchors, used) * (torch.as_tensor(temperature, dtype=anchors.dtype).detach() ** -0.5)", "the gradient of the temperature is dropped", "test_contrast::test_gradcheck")
+fault("contrast/pairs", "torch.searchsorted(key_ids, ids + reach if reach else ids, right=True)", "torch.searchsorted(key_ids, ids + reach if reach else ids, right=not reach)", "a strict tolerance", LOOPS)
+fault("contrast/pairs", "count = key_mask.sum(1) if key_mask is not None else", "count = key_mask.sum(1) * 0 + key_mask.shape[1] if key_mask is not None else", "the key mask is not looked at", LOOPS)
+fault("contrast/pairs", "torch.where(chosen >= 0, position", "torch.where(chosen >= 1, position", "key 0 is never an anchor itself", LOOPS)
+fault("contrast/pairs", "limit = torch.as_tensor(bound / temperature", "limit = torch.as_tensor(bound * temperature", "the range of the logits is wrong", "test_contrast::test_no_overflow_at_tiny_temperatures")
+fault("contrast/pairs", "total - torch.where(inside[..., None], own, 0.0)", "total", "the self pair stays in the sum of positives", LOOPS)
+fault("contrast/pairs", "keys_in.double().cumsum(1)", "keys_in.cumsum(1)", "running sums in float32", "test_precision::test_running_sums_keep_their_digits")
+fault("contrast/pairs", "return torch.where(ids.isnan(), torch.inf, ids), torch.where(key_ids.isnan(), torch.inf, key_ids)", "return ids, key_ids", "a NaN id of a masked row upsets the order", "test_contrast::test_ids_of_rows_that_take_no_part_may_be_nan")
+fault("contrast/pairs", "positives - positive.long()", "positives", "the anchor is counted as its own positive", LOOPS)
+fault("contrast/pairs", "return x if mask is None else torch.where(mask[..., None], x, 0.0)", "return x if mask is None else x * mask[..., None]", "masked rows are multiplied by 0: NaN leaks", "test_contrast::test_rows_that_take_no_part_may_hold_nan")
+fault("contrast/pairs", "symmetric=own and tolerance is None", "symmetric=own", "ranges of ids are taken for classes", LOOPS)
+
+# The primitive: dense, tiled, and what is made of both
+fault("contrast/reference", "takes_part = takes_part & (column != torch.arange(keys.shape[1], device=keys.device)[:, None])", "takes_part = takes_part.expand_as(positive)", "the self pair is not left out", LOOPS)
+fault("contrast/reference", "logits = logits + pairs.log_weights[:, None, :]", "logits = logits - pairs.log_weights[:, None, :]", "the sign of log-weights", LOOPS)
+fault("contrast/reference", "(column >= pairs.lo[..., None])", "(column > pairs.lo[..., None])", "off by one at the first positive", LOOPS)
+fault("contrast/tiled", "return positives.log_().add_(shift), negatives.log_().add_(shift)", "return positives.log_().add_(shift), negatives.log_()", "the shift is dropped from the negatives", "test_contrast::test_no_overflow_at_tiny_temperatures", "test_contrast::test_range_and_precision_in_float32")
+fault("contrast/tiled", "(column < self.hi[rows, None])", "(column <= self.hi[rows, None])", "off by one at the last positive of a mixed segment", LOOPS)
+fault("contrast/tiled", "sums[mirror:b] += beyond.sum(0)", "pass", "a mirrored tile does not credit its columns", LOOPS)
+fault("contrast/tiled", "return outer + weight[", "return outer - weight[", "the sign of the transposed share of weighted gradients", LOOPS)
+fault("contrast/tiled", "edges = [first, lo[top], lo[end - 1], hi[top], hi[end - 1], count]", "edges = [first, lo[top], lo[end - 1], hi[end - 1], hi[end - 1], count]", "a segment taken for pure that is mixed", "test_contrast::test_strips_cover_every_pair_once", LOOPS)
+fault("contrast/tiled", "least = max(0.0, reach", "least = max(0.0, 0 * reach", "no shift where exp overflows", "test_contrast::test_range_and_precision_in_float32")
+fault("contrast/__init__", "n_positives, n_negatives = torch.where(mask, n_positives, 0), torch.where(mask, n_negatives, 0)", "pass", "anchors that are masked count", LOOPS)
+fault("contrast/__init__", "wide.square().sum(-1) / temperature", "wide.square().sum(-1)", "the self logit without its temperature", GLOBAL)
+fault("contrast/__init__", "return x if x.dtype == torch.float64 else x.float()", "return x", "logits are summed in half precision", "test_contrast::test_half_precision_is_summed_in_float32")
+fault("contrast/__init__", " or not pairs.lo.numel()", "", "an empty batch fails in the backward pass", f"{LAWS}::test_nothing_to_learn_from")
+
+# Processes
+ONE = "test_gather::test_processes_are_one"
+fault("distributed", "x if world() == 1 else _total(x)", "x", "sums are those of this process", ONE)
+fault("distributed", "dist.reduce_scatter(own, padded)", "own = padded[dist.get_rank()]", "gradients from other processes are dropped", ONE)
+fault("formulas", "sums, count = sums * world(), total(count)", "count = total(count)", "a process's share is not multiplied by their number", ONE)
+
+# Diagnostics
+fault("diagnostics", "_uniform(terms, 1 / temperature, -1 / temperature)", "_uniform(terms, -1 / temperature, 1 / temperature)", "the floor is the worst, not the best", "test_losses::test_diagnostics_of_local_features")
+fault("diagnostics", "sum(level.weight * level.progress for level in known) / weight", "sum(level.progress for level in known) / len(known)", "progress forgets the weights", "test_losses::test_progress_is_weighted")
+fault("diagnostics", "if not math.isfinite(level.loss)", "if False", "NaN is called nothing to learn from", f"{BAD}::test_what_is_not_finite_is_not_hidden")
+
+# Heads and the network
+fault("heads", "x.flatten(2).mean(2)", "x.flatten(2).amax(2)", "the global head takes the maximum", "test_heads::test_global_head_is_pooling_and_two_layers")
+fault("heads", "sampling.subsample(x, self.stride)", "x[(..., *[slice(None, None, self.stride)] * (x.ndim - 2))]", "the local head takes the corners of the cells", "test_heads::test_local_head_is_two_convolutions_then_sampling")
+fault("heads", "rows = self.norm(rows.flatten(0, -2)).view(rows.shape)", "rows = self.norm(rows.flatten(0, -2)).view(rows.shape[::-1]).permute(*range(rows.ndim)[::-1])", "a norm mixes up points and channels", "test_heads::test_batch_norm_in_a_local_head_is_batch_norm_of_the_map")
+fault("unet", "x = block(torch.cat([skip, x], 1))", "x = block(torch.cat([x, skip], 1))", "skip connections join the other way round", "test_unet::test_is_the_network_written_out")
+fault("unet", "for p in (0, m)]", "for p in (m, 0)]", "an odd size is padded in front", "test_unet::test_an_element_lost_on_the_way_down_is_a_zero_at_the_end")
+fault("unet", "nn.LeakyReLU(0.01", "nn.LeakyReLU(0.1", "another slope", "test_unet::test_is_the_network_written_out")
+
+# Taps, passes and stages
+fault("taps", "        while self._handles:\n            self._handles.pop().remove()\n        for tap", "        for tap", "hooks stay after the block", "test_taps::test_hooks_go")
+fault("taps", "model does not work any more.\"\"\"\n        while self._handles:\n            self._handles.pop().remove()", "model does not work any more.\"\"\"", "hooks stay after close", "test_taps::test_hooks_go")
+fault("taps", "            for tap in self._taps.values():\n                tap.stop()", "            pass", "features are kept between passes", "test_taps::test_nothing_is_kept")
+fault("taps", "return output if self.output else None, embeddings", "return output, embeddings", "output=False is not looked at", "test_taps::test_output_can_be_left_out")
+fault("taps", "if id(parameter) not in used]", "if id(parameter) in used]", "what the loss reaches is frozen", "test_taps::test_freezing_leaves_exactly_what_the_loss_reaches")
+fault("hooks", "if not self.open or self.task != _graph_task():", "if not self.open:", "recomputation in backward counts as a second run", "test_taps::test_recomputation_in_backward_is_not_a_second_run")
+fault("hooks", "if version(feature) != before:", "if version(feature) < before:", "features that are overwritten in place pass", "test_taps::test_misuse_is_named_everywhere")
+fault("hooks", "if detached and _trained(", "if False and _trained(", "detached features pass", "test_taps::test_reentrant_checkpointing_is_refused_unless_nothing_is_trained")
+fault("dryrun", "_uncompiled(net), _random_state(net), torch.no_grad()", "_uncompiled(net), torch.no_grad()", "the random state is not restored", "test_taps::test_a_network_that_needs_values_runs_once_for_real_and_is_put_back")
+fault("dryrun", "buffer, buffer.clone(), version(buffer)", "buffer, buffer, version(buffer)", "the state to restore is not cloned", "test_taps::test_a_network_that_needs_values_runs_once_for_real_and_is_put_back")
+fault("dryrun", "buffer.copy_(kept)", "pass", "buffers are not restored", "test_taps::test_a_network_that_needs_values_runs_once_for_real_and_is_put_back")
+fault("dryrun", "            module.training = training\n", "            pass\n", "modes are not restored", "test_taps::test_a_network_that_needs_values_runs_once_for_real_and_is_put_back")
+fault("dryrun", "getattr(module, hooks).clear()", "pass", "the user's hooks run on fake tensors", "test_taps::test_attaching_touches_nothing_but_hooks")
+fault("stages", "usable = times[call.name] == 1", "usable = times[call.name] >= 1", "modules that run twice are offered", "test_stages::test_what_cannot_be_tapped_is_not_offered")
+fault("valley", "math.prod(a) > 1.4 * math.prod(b)", "math.prod(a) > 1.0 * math.prod(b)", "unpadded convolutions are taken for levels", "test_stages::test_unpadded_convolutions_stay_on_their_level")
+
+# Names, and checks
+fault("plugins", "if point.name in owners:", "if point.name in found and False:", "a duplicate of a plug-in is ignored", "test_plugins::test_two_distributions_with_one_name", "test_plugins::test_a_name_of_the_package_cannot_be_replaced")
+fault("plugins", "if name in available(kind):", "if name in _BUILT_IN:", "a name that is taken is taken over", BAD)
+fault("checks/values", "if not (math.isfinite(value) and least", "if not (not math.isinf(value) and not least > value and least", "NaN passes for a number", BAD)
+fault("checks/values", "    if isinstance(value, bool) or not isinstance(value, int):\n        raise TypeError(message(f\"`{name}` to be {wanted}\", typed(value)))", "    if not isinstance(value, int):\n        raise TypeError(message(f\"`{name}` to be {wanted}\", typed(value)))", "True passes for 1", BAD)
+fault("checks/tensors", "wrong = (labels < 0) | (labels >= classes)", "wrong = (labels < 0) | (labels > classes)", "a label beyond the last class passes", BAD)
+fault("checks/primitive", "lost = value.isnan() & mask if isinstance(mask, Tensor) else value.isnan()", "lost = value.isinf()", "NaN ids pass", BAD)
+
+# The kit for plug-ins
+fault("testing/formulas", "if (slopes < -1e-6).any():", "if (slopes < -1e6).any():", "a formula that repels positives passes", "test_testing")
+
+# Fused kernels, in the interpreter
+INTERPRETED = "interpreted_fused::test_agrees_with_the_reference"
+fault("contrast/fused/forward", "m_positive = (o_y >= lo) & (o_y < hi)\n            b_p", "m_positive = (o_y > lo) & (o_y < hi)\n            b_p", "fused: off by one at the first positive", INTERPRETED, TRITON_INTERPRET="1")
+fault("contrast/fused/forward", "if mutual & (i_x != i_y):", "if mutual & (i_x > i_y):", "fused: tiles do not credit their columns", INTERPRETED, TRITON_INTERPRET="1")
