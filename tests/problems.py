@@ -29,7 +29,7 @@ class Problem:
 
     kind: str
     x: Tensor
-    ids: Tensor
+    ids: Tensor  # None for the default instances of a global loss
     options: dict[str, Any]
 
     def loss(self) -> Tensor:

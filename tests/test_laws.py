@@ -1,6 +1,7 @@
 """The laws of the losses, each over the whole table of `problems`, and what is known in closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -232,6 +233,21 @@ def test_half_precision_is_widened_first(row, data, dtype):
         assert torch.equal(half.loss(), value)
 
 
+@over(GLOBAL)
+@few
+@given(data=st.data(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_two_halves_are_their_instances(row, data, dtype):
+    """C19: the default instances have a way of their own, which must obey every law that the general way obeys."""
+    problem = data.draw(problems(row, exact=True))
+    n = len(problem.x) // 2 * 2
+    if n:
+        problem = problem.but(problem.x[:n].to(dtype), torch.arange(n // 2).repeat(2))
+        wanted = problem.but(impl="reference").result()
+        got = replace(problem.but(impl="auto"), ids=None).result()
+        tolerance = problem.tolerance if dtype != torch.bfloat16 else {"rtol": 2e-2, "atol": 1e-2}
+        close(got, wanted, problem, **tolerance)
+
+
 @contrast
 @few
 @given(data=st.data())
@@ -253,6 +269,26 @@ def test_labels_are_taken_at_the_place_of_a_point(row, data, repeats):
     for axis in range(1, fine.ndim):
         fine = fine.repeat_interleave(repeats, axis)
     close(problem.but(ids=fine).result(), problem.result(), problem, rtol=0, atol=0)
+
+
+@contrast
+@settings(max_examples=8)
+@given(data=st.data(), size=st.sampled_from([1e-25, 1e25]), temperature=st.sampled_from([0.0135, 0.07]))
+def test_gradients_of_any_size(row, data, size, temperature):
+    """A loss times a constant has a gradient times that constant, in float32, at temperatures whose exp nearly overflows."""
+    problem = data.draw(problems(row, exact=True)).but(temperature=temperature)
+    x = problem.points.flatten(0, 1)
+    x = torch.where((x == 0).all(1, keepdim=True), 1.0, x) + 8.0  # near one another: the largest logits
+    problem = problem.with_points(x.view_as(problem.points))
+    problem = problem.but(problem.x.float())
+    if row[0] == "global" and len(problem.x) % 2 == 0:
+        problem = problem.but(impl=data.draw(st.sampled_from(["auto", "tiled"])))
+        problem = replace(problem, ids=None) if problem.options["impl"] == "auto" else problem
+    leaf = problem.x.clone().requires_grad_()
+    plain = torch.autograd.grad(problem.but(leaf).loss(), leaf)[0]
+    scaled = torch.autograd.grad(size * problem.but(leaf).loss(), leaf)[0] / size
+    force = 1 / temperature / problem.x.norm(dim=1).min()
+    torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=1e-6 * float(force))
 
 
 # Empty, and independent -------------------------------------------------------------------------------------------

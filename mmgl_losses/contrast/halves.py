@@ -61,8 +61,9 @@ class _Terms(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         positives, negatives, own, _ = grads
         anchors, logs, exponentials = ctx.saved_tensors
-        factors = torch.zeros_like(logs) if negatives is None else negatives * (-logs).exp()
-        weights = exponentials * factors[..., None]
+        # Shares first: exp(-logs) reaches exp(-80), and times a small gradient it would lose its digits.
+        weights = exponentials * (-logs).exp()[..., None]
+        weights = weights.mul_(negatives[..., None]) if negatives is not None else weights.zero_()
         first, second, itself = _diagonals(weights)
         if positives is not None:
             first.copy_(positives[:, : first.shape[1]])
