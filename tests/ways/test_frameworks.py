@@ -9,7 +9,6 @@ from tests.ways import plain
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated"),
 ]
 
 
