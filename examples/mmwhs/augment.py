@@ -46,6 +46,7 @@ MILD = {"brightness": (0.8, 1.2), "contrast": (0.75, 1.3), "gamma": (0.7, 1.5), 
 AUGMENTATIONS = {
     "none": Settings(),
     "contrast": Settings(rotation=30.0, zoom=(0.9, 1.7), shift=0.12, **STRONG),
+    "contrast_mild": Settings(rotation=15.0, zoom=(0.9, 1.3), shift=0.08, **MILD),
     "local": Settings(rotation=15.0, zoom=(0.8, 1.3), shift=0.05, **STRONG),
     "segmentation": Settings(rotation=15.0, zoom=(0.8, 1.3), shift=0.05, **MILD),
     "segmentation_elastic": Settings(rotation=15.0, zoom=(0.8, 1.3), shift=0.05, elastic=0.5, **MILD),

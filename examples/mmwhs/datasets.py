@@ -31,6 +31,8 @@ class Description:
         planes: the planes worth slicing.
         main_plane: the plane in which segmentation is trained and evaluated.
         slice_size: the size S of a slice, S x S.
+        crop: below 1, a slice is its central square, whose side is this fraction of the longer side; 1 takes all of
+            the slice, whatever its sides.
         fixes: known wrong label values and the value each stands for.
         note: licence, citation or caveat, a line for reports.
     """
@@ -41,6 +43,7 @@ class Description:
     planes: tuple[str, ...] = PLANES
     main_plane: str = "transaxial"
     slice_size: int = 160
+    crop: float = 1.0
     fixes: Mapping[int, int] = field(default_factory=dict)
     note: str = ""
 
@@ -89,6 +92,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     },
     "acdc": {
         "slice_size": 96,
+        "crop": 0.7,  # holds every label with a margin
         "planes": ("transaxial",),
         "note": "ACDC (Bernard et al., IEEE TMI 2018), CC BY-NC-SA 4.0; slices lie along the short axis of the heart.",
     },

@@ -92,7 +92,7 @@ def _volume(
     """The Dice of every structure of a volume on its own grid, and the slice that shows most of them."""
     volume = load_volume(case, description, percentiles=store.percentiles)
     assert volume.label is not None
-    predicted = labels_from_probabilities(result, volume.image.shape, description.main_plane)
+    predicted = labels_from_probabilities(result, volume.image.shape, description.main_plane, crop=description.crop)
     classes = len(description.classes) + 1
     matrix = MulticlassConfusionMatrix(classes, sync_on_compute=False)
     truth, ours = (torch.from_numpy(np.ascontiguousarray(labels)) for labels in (volume.label, predicted))

@@ -11,11 +11,11 @@ from torch import nn
 from examples.mmwhs import files
 from examples.mmwhs.datasets import Case, Description, load_volume
 from examples.mmwhs.evaluate import probabilities
-from examples.mmwhs.slices import labels_from_probabilities, resize_images, volume_to_slices
+from examples.mmwhs.slices import cut, labels_from_probabilities, resize_images, volume_to_slices
 from examples.mmwhs.volumes import to_original
 from mmgl_losses import UNet, checks
 
-FORMAT = 1
+FORMAT = 2
 
 
 def export(path: Path, net: nn.Module, architecture: dict[str, Any], store: Any) -> None:
@@ -36,6 +36,7 @@ def export(path: Path, net: nn.Module, architecture: dict[str, Any], store: Any)
             "classes": list(described.classes),
             "values": list(described.values),
             "main_plane": described.main_plane,
+            "crop": described.crop,
         },
         "slice_size": store.size,
         "percentiles": list(store.percentiles),
@@ -92,14 +93,16 @@ def predict(
         classes=tuple(data["classes"]),
         values=tuple(data["values"]),
         main_plane=data["main_plane"],
+        crop=data["crop"],
     )
     low, high = values["percentiles"]
     volume = load_volume(Case(image.name, image.name, image, None), description, percentiles=(low, high))
-    slices = resize_images(volume_to_slices(volume.image, description.main_plane), values["slice_size"])
+    slices = cut(volume_to_slices(volume.image, description.main_plane), description.crop)
+    slices = resize_images(slices, values["slice_size"])
     device = device or torch.device("cpu")
     result = probabilities(net.to(device), slices, device)
     x, y, z = volume.image.shape
-    labels = labels_from_probabilities(result, (x, y, z), description.main_plane)
+    labels = labels_from_probabilities(result, (x, y, z), description.main_plane, crop=description.crop)
     segmented = to_original(labels, nib.load(image), description)  # pyright: ignore[reportArgumentType]
     files.replace(out, lambda aside: nib.save(segmented, aside))
     return out

@@ -16,7 +16,7 @@ from examples.mmwhs.slices import SliceStore
 from examples.mmwhs.splits import Split, make_split
 from mmgl_losses import UNet
 
-FORMAT = 1  # raise it when the code of training or evaluation changes what a stage gives
+FORMAT = 2  # raise it when the code of training or evaluation changes what a stage gives
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Setup:
             decides = {
                 "format": FORMAT,
                 "data": self._files(patients),
-                "slices": (self.store.size, self.store.percentiles, self.planes(stage)),
+                "slices": (self.store.size, self.dataset.description.crop, self.store.percentiles, self.planes(stage)),
                 "network": self.architecture,
                 "stage": _said(replace(stage, planes="main")),
                 "schedule": asdict(self.settings.schedule(stage)),

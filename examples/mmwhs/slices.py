@@ -1,4 +1,4 @@
-"""Slices of volumes: cut in three planes, resized whole to S x S, cached on disk, and served to training.
+"""Slices of volumes: cut in three planes, resized to S x S whole or from their centre, cached, and served to training.
 
 Images are kept as uint8, so an intensity in [0, 1] is off by at most 1/510. Labels are resized class by class,
 so no resizing ever invents a class between two others.
@@ -38,6 +38,23 @@ def slices_to_volume(slices: np.ndarray, plane: str) -> np.ndarray:
     return np.moveaxis(slices, 0, PLANES.index(plane))
 
 
+def window(shape: tuple[int, ...], crop: float) -> tuple[slice, slice]:
+    """Where the central square of slices (H, W) lies; it may reach beyond a shorter side. All of them for 1."""
+    if crop == 1:
+        return slice(0, shape[0]), slice(0, shape[1])
+    side = max(1, round(crop * max(shape)))
+    first = [(size - side) // 2 for size in shape]
+    return slice(first[0], first[0] + side), slice(first[1], first[1] + side)
+
+
+def cut(stack: np.ndarray, crop: float) -> np.ndarray:
+    """The central squares of slices (n, H, W), zeros beyond their edges."""
+    parts = window(stack.shape[1:], crop)
+    beyond = [(max(0, -p.start), max(0, p.stop - size)) for p, size in zip(parts, stack.shape[1:], strict=True)]
+    inside = tuple(slice(max(0, p.start), p.stop) for p in parts)
+    return np.pad(stack[:, *inside], [(0, 0), *beyond])
+
+
 def _linear(stack: Tensor, size: tuple[int, int]) -> Tensor:
     """(n, C, H, W) to (n, C, *size), linear, with the low-pass that shrinking needs."""
     return interpolate(stack, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -69,7 +86,7 @@ def resize_labels(stack: np.ndarray, size: int) -> np.ndarray:
 
 
 def labels_from_probabilities(
-    probabilities: Tensor | np.ndarray, shape: tuple[int, int, int], plane: str
+    probabilities: Tensor | np.ndarray, shape: tuple[int, int, int], plane: str, *, crop: float = 1.0
 ) -> np.ndarray:
     """Class probabilities of every slice of a plane to class indices on the RAS grid of the volume.
 
@@ -79,19 +96,24 @@ def labels_from_probabilities(
         probabilities: (n, C, S, S), the slices in order.
         shape: (X, Y, Z) of the volume in RAS.
         plane: the plane of the slices.
+        crop: of the data set's description; what lies outside is background.
 
     Returns:
         (X, Y, Z) uint8.
     """
     stack = torch.as_tensor(probabilities)
-    out = np.empty(shape, dtype=np.uint8)
+    out = np.zeros(shape, dtype=np.uint8)
     slices = volume_to_slices(out, plane)
     if stack.ndim != 4 or len(stack) != len(slices):
         expected = f"`probabilities` of shape ({len(slices)}, C, S, S) for the {plane} slices of {tuple(shape)}"
         raise ValueError(message(expected, tuple(stack.shape)))
     for i in range(0, len(stack), BATCH):
         part = stack[i : i + BATCH].to("cpu", torch.float32)
-        slices[i : i + BATCH] = _linear(part, slices.shape[1:]).argmax(dim=1).numpy()
+        rows, columns = window(slices.shape[1:], crop)
+        labels = _linear(part, (rows.stop - rows.start, columns.stop - columns.start)).argmax(dim=1).numpy()
+        top, left = max(0, rows.start), max(0, columns.start)
+        inside = slices[i : i + BATCH, top : rows.stop, left : columns.stop]
+        inside[:] = labels[:, top - rows.start :, left - columns.start :][:, : inside.shape[1], : inside.shape[2]]
     return out
 
 
@@ -145,7 +167,7 @@ class SliceStore:
             "format": FORMAT,
             "files": [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files],
             "labels": (described.classes, described.values, sorted(described.fixes.items())),
-            "slices": (described.planes, self.size, self.percentiles),
+            "slices": (described.planes, self.size, described.crop, self.percentiles),
         }
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         return self.cache / f"{case.id}-{digest}.npz"
@@ -170,10 +192,14 @@ class SliceStore:
         volume = load_volume(case, description, percentiles=self.percentiles)
         arrays = {}
         for plane in description.planes:
-            images = resize_images(volume_to_slices(volume.image, plane), self.size)
+            images = resize_images(cut(volume_to_slices(volume.image, plane), description.crop), self.size)
             arrays[f"image_{plane}"] = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
             if volume.label is not None:
-                arrays[f"label_{plane}"] = resize_labels(volume_to_slices(volume.label, plane), self.size)
+                labels = cut(volume_to_slices(volume.label, plane), description.crop)
+                if lost := int((volume.label > 0).sum() - (labels > 0).sum()):
+                    expected = f"the labels of {case.id!r} in the central {description.crop:g} of its {plane} slices"
+                    raise ValueError(message(expected, f"{lost} labelled voxels outside", "Crop less."))
+                arrays[f"label_{plane}"] = resize_labels(labels, self.size)
         self.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.cache, suffix=".part", delete=False) as aside:
             try:

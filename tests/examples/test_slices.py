@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from examples.mmwhs.datasets import PLANES, Case, Dataset, Description, load_vol
 from examples.mmwhs.slices import (
     SliceDataset,
     SliceStore,
+    cut,
     evaluation_slices,
     labels_from_probabilities,
     resize_images,
@@ -152,6 +154,33 @@ def test_probabilities_come_back_to_the_grid_of_the_volume(plane: str) -> None:
     certain = torch.nn.functional.one_hot(torch.from_numpy(small).long(), 3).permute(0, 3, 1, 2).float()
     np.testing.assert_array_equal(labels_from_probabilities(certain, shape, plane), labels)
     np.testing.assert_array_equal(labels_from_probabilities(certain.numpy(), shape, plane), labels)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("crop", [0.5, 0.8, 0.99])
+def test_a_cropped_slice_comes_back_to_its_place(plane: str, crop: float) -> None:
+    """Sides both shorter and longer than the window, even and odd; what lies outside is background."""
+    shape = (20, 25, 13)
+    labels = np.zeros(shape, np.uint8)
+    labels[7:13, 9:16, 5:9] = 1
+    labels[9:12, 12:16, 6:8] = 2
+    stack = cut(volume_to_slices(labels, plane), crop)
+    sides = {size for axis, size in enumerate(shape) if axis != PLANES.index(plane)}
+    assert stack.shape[1] == stack.shape[2] == round(crop * max(sides))
+    small = resize_labels(stack, 4 * stack.shape[1])
+    certain = torch.nn.functional.one_hot(torch.from_numpy(small).long(), 3).permute(0, 3, 1, 2).float()
+    np.testing.assert_array_equal(labels_from_probabilities(certain, shape, plane, crop=crop), labels)
+    all_one = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1).expand_as(certain)
+    everywhere = labels_from_probabilities(all_one, shape, plane, crop=crop)
+    assert (everywhere > 0).sum() == cut(np.ones_like(volume_to_slices(labels, plane)), crop).sum()
+
+
+def test_a_crop_that_loses_labels_is_refused(data: Dataset, tmp_path: Path) -> None:
+    data = replace(data, description=replace(data.description, crop=0.1))
+    with pytest.raises(
+        ValueError, match=r"Expected the labels of .* in the central 0.1 of its \w+ slices, got \d+ labelled voxels"
+    ):
+        SliceStore(data, tmp_path / "cache", size=8).labels(data.cases[0], data.description.main_plane)
 
 
 def test_probabilities_are_resized_before_the_largest_wins() -> None:
@@ -400,7 +429,7 @@ def test_real_slices_keep_nearly_all_of_a_label_at_their_default_size(tmp_path: 
     assert truth is not None
     classes = len(data.description.classes) + 1
     certain = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), classes).permute(0, 3, 1, 2)
-    back = labels_from_probabilities(certain, truth.shape, plane)
+    back = labels_from_probabilities(certain, truth.shape, plane, crop=data.description.crop)
     for k in range(1, classes):
         dice = 2 * ((back == k) & (truth == k)).sum() / ((back == k).sum() + (truth == k).sum())
         assert dice > least
