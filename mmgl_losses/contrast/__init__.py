@@ -10,7 +10,7 @@ from mmgl_losses.contrast import reference
 from mmgl_losses.contrast.operation import contrast
 from mmgl_losses.contrast.pairs import comparable, layout
 
-DENSE = 1 << 18  # pairs up to which forming them all at once is quicker
+DENSE, DENSE_GPU = 1 << 16, 1 << 18  # pairs up to which plain code is chosen: it dispatches less and never waits
 
 
 class PairOptions(TypedDict, total=False):
@@ -202,7 +202,7 @@ def _contrast(
             wide, keys = _select(wide, anchor_mask) / temperature, _select(keys.to(wide.dtype), key_mask)
         if impl == "auto" or not ids.numel():  # without anchors there is nothing to cut into tiles
             pairs = wide.shape[0] * wide.shape[1] * (wide if keys is None else keys).shape[1]
-            impl = "reference" if pairs <= (DENSE if wide.is_cuda else 0) else "tiled"
+            impl = "reference" if pairs <= (DENSE if wide.device.type == "cpu" else DENSE_GPU) else "tiled"
         if impl == "reference":
             result = reference.contrast(
                 wide, keys, own_ids, key_ids, anchor_mask=anchor_mask, key_mask=key_mask, **flat
