@@ -150,6 +150,22 @@ def test_gradcheck(impl, bound, separate):
         assert torch.autograd.gradcheck(run, (z, k, temperature))
 
 
+@pytest.mark.parametrize("masked", ["none", "keys", "both"])
+@pytest.mark.parametrize("elements", [1, 1 << 20])
+def test_few_points_of_few_ids_go_through_at_once(masked, elements):
+    """Groups one by one or all together, beside the reference; the other way would have been refused here."""
+    z = torch.nn.functional.normalize(torch.randn(3, 20, 4, dtype=torch.float64), dim=-1).requires_grad_()
+    ids, mask = torch.randint(4, (3, 20)), torch.rand(3, 20) > 0.3
+    options = {"none": {}, "keys": {"key_mask": mask}, "both": {"key_mask": mask, "anchor_mask": mask}}[masked]
+    results = []
+    with patch.object(batched, "ELEMENTS", elements), patch.multiple(tiles, forward=None, backward=None):
+        for impl in ("tiled", "reference"):
+            terms = pair_terms(z, ids, temperature=0.2, bound=1.0, impl=impl, **options)
+            parts = terms.positive_lse, terms.negative_lse, terms.positive_sum
+            results.append((*terms, *gradients(parts, [z])))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
+
+
 @given(problem=contrasts(), rows=st.sampled_from([0, 3]))
 def test_the_operation_keeps_its_contract(problem, rows):
     """opcheck: schema, fake tensors, autograd registration."""
