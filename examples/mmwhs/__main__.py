@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.markup import escape
 
 from examples.mmwhs import config
 from examples.mmwhs.methods import built_in, load, load_all
@@ -240,8 +241,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command(args[args.command], console) or 0
     except ValueError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {error}", markup=True)
-        return 2
+        said = str(error)
+    except OSError as error:
+        said = checks.message("files that can be read and written", str(error))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(said)}")
+    return 2
 
 
 if __name__ == "__main__":

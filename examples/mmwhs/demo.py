@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ def demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console:
         console: Where to print.
         data: The data folder; None makes a phantom.
     """
+    with files.room(out), files.alone(out) if is_first() else nullcontext():
+        _demo(methods, out, console, data)
+
+
+def _demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console: Console, data: str | None) -> None:
     began = time.perf_counter()
     if data is None:
         data = str(out / "phantom")

@@ -1,26 +1,92 @@
-"""Files that are either whole or not there: written aside, then renamed."""
+"""Files that are either whole or not there: written aside, then renamed. What is wrong with one is one sentence."""
 
+import errno
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
+from filelock import FileLock, Timeout
+
+from mmgl_losses.checks import message
+
+LOCK = ".lock"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+AGAIN = "It is damaged: remove {}, and the same command makes it again."
 
 
 def replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Lets `make` write a file or folder beside `path`, with the same suffixes, and renames it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}.part-{path.name}")
+    """Lets `make` write a file or folder beside `path`, with the same suffixes, and renames it to `path`.
+
+    Raises:
+        ValueError: The disk is full.
+    """
+    with room(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{uuid4().hex}.part-{path.name}")
+        try:
+            make(aside)
+            os.replace(aside, path)
+        finally:
+            _remove(aside)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file only serves to write others: a lock, or what a killed process has left half-written."""
+    return path.name == LOCK or (path.name[0] == "." and ".part-" in path.name)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes have left half-written in and below a folder that is locked."""
+    for path in list(folder.rglob(".*.part-*")):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+@contextmanager
+def room(path: Path) -> Iterator[None]:
+    """A full disk becomes one sentence that names what was written."""
     try:
-        make(aside)
-        os.replace(aside, path)
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        cure = "Make room; the same command goes on from what is finished."
+        raise ValueError(message(f"room on the disk for {path}", f"{error.strerror!r}", cure)) from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a folder, which is made if need be, against other processes; the lock dies with its process.
+
+    Raises:
+        ValueError: Another process holds it.
+    """
+    with room(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        cure = "Wait until it ends, or choose another folder with --out."
+        raise ValueError(message(f"{folder} to itself", "another process at work in it", cure)) from error
+    try:
+        sweep(folder)
+        yield
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        aside.unlink(missing_ok=True)
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,15 +100,41 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads what `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Reads what `write_json` wrote.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(message(f"whole JSON in {path}", _reason(error), AGAIN.format("it"))) from error
 
 
 def save(path: Path, value: Any) -> None:
     """`torch.save`, for what `load` reads: tensors and plain values."""
-    replace(path, lambda aside: torch.save(value, aside))
+    whole = io.BytesIO()  # a full disk is no OSError in torch's own writer
+    torch.save(value, whole)
+    replace(path, lambda aside: aside.write_bytes(whole.getbuffer()))
 
 
 def load(path: Path) -> Any:
-    """`torch.load` on the CPU, of tensors and plain values only."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """`torch.load` on the CPU, of tensors and plain values only.
+
+    Raises:
+        ValueError: The file is not there, damaged, or holds anything else.
+    """
+    try:
+        with zipfile.ZipFile(path) as parts:  # torch does not look at the checksums
+            if (wrong := parts.testzip()) is not None:
+                raise ValueError(f"a wrong checksum of {wrong}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail in any way
+        cure = AGAIN.format(f"the folder {path.parent}")
+        raise ValueError(message(f"a whole checkpoint in {path}", _reason(error), cure)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return repr(lines[0].rstrip("."))

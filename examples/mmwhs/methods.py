@@ -69,8 +69,25 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         path, equals, value = text.partition("=")
         if not equals or not path:
             raise ValueError(checks.message("an override like stages.local.loss.options.formula=mmgl", repr(text)))
-        given[path.strip()] = yaml.safe_load(value)
+        given[path.strip()] = _yaml(value, f"the value of the override {text}")
     return given
+
+
+def read(path: Path) -> Any:
+    """The plain values of a YAML file.
+
+    Raises:
+        ValueError: It is not YAML.
+    """
+    return _yaml(path.read_bytes(), str(path))
+
+
+def _yaml(text: str | bytes, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        got = repr(" ".join(str(error).split()))
+        raise ValueError(checks.message(f"plain values as YAML in {where}", got)) from error
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -105,7 +122,7 @@ def _read(kind: type, source: str | Path, chain: Sequence[str] = ()) -> dict[str
         raise ValueError(checks.message(f"`{word}` to be a built-in name or a YAML file", f"{source} (no file)"))
     if str(path) in chain:
         raise ValueError(checks.message("methods that extend one another without a circle", [*chain, str(path)]))
-    content, chain = yaml.safe_load(path.read_text(encoding="utf-8")), (*chain, str(path))
+    content, chain = read(path), (*chain, str(path))
     if kind is Method and isinstance(content, dict) and set(content) == {"methods"}:
         held = content["methods"]
         return {name: _extended(values, {k: v for k, v in held.items() if k != name}, chain)

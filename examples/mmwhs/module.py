@@ -15,9 +15,9 @@ from examples.mmwhs.augment import Augment
 from examples.mmwhs.components import component
 from examples.mmwhs.config import Part, Schedule, Stage
 from examples.mmwhs.evaluate import scores
-from mmgl_losses import attach_heads, plugins
+from mmgl_losses import attach_heads, checks, plugins
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Any]
 
 
 def seed_of(*parts: object) -> int:
@@ -128,8 +128,18 @@ class StageModule(lightning.LightningModule):
             (queries, others), own = images.chunk(2), ids[: len(ids) // 2]
             keys, key_ids = self.keys(others, own)
             loss = self.loss(self.tapped(queries)[1], own, keys=keys, key_instances=key_ids)
+        if not loss.isfinite():
+            raise ValueError(self._not_finite(loss, batch))
         self.log("loss", loss, prog_bar=True)
         return loss
+
+    def _not_finite(self, loss: Tensor, batch: Batch) -> str:
+        """What there is to say of a loss that is NaN or infinite."""
+        got = f"{loss.item()} at step {self.global_step} on the slices {', '.join(batch['slice'])}"
+        if not all(p.isfinite().all() for p in self.parameters()):
+            got += ", with weights that were not finite before them"
+        cure = f"Look at these slices, or lower `learning_rate` ({self.schedule.learning_rate:g}) in its schedule."
+        return checks.message(f"a finite loss in stage {self.stage.name!r}", got, cure)
 
     def augmented(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """All copies of each slice, stacked along the batch, and their labels where there are any."""

@@ -1,6 +1,5 @@
 """Segmenting a volume with the network of a finished run."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,8 @@ def restore(path: Path) -> tuple[UNet, dict[str, Any]]:
         raise ValueError(checks.message(expected, "no file"))
     try:
         values = files.load(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(checks.message(expected, f"a file that cannot be read ({type(error).__name__})")) from error
+    except ValueError as error:
+        raise ValueError(checks.message(expected, "a file that cannot be read", "Copy it again.")) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(checks.message(expected, "another file", "Use model.pt, not a stage's checkpoint."))
     net = UNet(**values["architecture"])

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -55,7 +56,7 @@ class View:
         self._read(quiet=False)
         for _, (task, error) in [item for item in state.failed.items() if item[0] not in self.told]:
             self.told.add(task.id)
-            self.console.print(f"[red]failed[/] {task.text}: {error.splitlines()[0] if error else ''}")
+            self.console.print(f"[red]failed[/] {task.text}: {_first_line(error)}")
         if self.live is not None:
             self.live.update(Group(self._workers(state), self.table()), refresh=True)
 
@@ -108,13 +109,17 @@ class View:
         took = seconds(time.monotonic() - self.began)
         self.console.print(f"{state.made} of {state.total} steps done here in {took}.", highlight=False)
         for task, error in state.failed.values():
-            self.console.print(f"[red]failed[/] {task.text}: {error.splitlines()[0] if error else ''}")
+            self.console.print(f"[red]failed[/] {task.text}: {_first_line(error)}")
         if state.failed:
             where = self.folders.out / "failed"
             missing = len(self.planned) - len(self.results)
             self.console.print(
                 f"{missing} runs are missing; what went wrong is in {where}. The same command tries again."
             )
+
+
+def _first_line(error: str) -> str:
+    return escape(error.partition("\n")[0])
 
 
 def _cell(results: Sequence[dict[str, Any] | None]) -> str:

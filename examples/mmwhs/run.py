@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import Subset
 
-from examples.mmwhs import config, files, report
+from examples.mmwhs import config, files, methods, report
 from examples.mmwhs.evaluate import evaluate
 from examples.mmwhs.module import StageModule, seed_of
 from examples.mmwhs.predict import export
@@ -48,10 +49,16 @@ def run(
         What ``metrics.json`` holds; nothing on processes other than the first.
 
     Raises:
-        ValueError: The folder belongs to another configuration, or the data cannot be used.
+        ValueError: The folder belongs to another configuration or process, the data cannot be used, a file of the
+            folder is damaged, the loss is not finite, or the disk is full.
     """
     setup = Setup.of(settings, cache or out / "cache")
-    claim(out, settings, setup.split)
+    with files.room(out), claim(out, settings, setup.split):
+        return _run(setup, out, say, progress)
+
+
+def _run(setup: Setup, out: Path, say: Say, progress: bool) -> dict[str, Any]:
+    settings = setup.settings
     facts: dict[str, Any] = {}
     weights: dict[str, Any] | None = None
     for number, stage in enumerate(settings.method.stages):
@@ -101,7 +108,11 @@ def train(
     data = StageData(training, validation, schedule, seed=order, workers=settings.compute.workers)
 
     def finish(facts: dict[str, Any]) -> None:
-        files.save(folder / "weights.pt", {key: value.cpu() for key, value in net.state_dict().items()})
+        weights = {key: value.cpu() for key, value in net.state_dict().items()}
+        if lost := [key for key, value in weights.items() if not value.isfinite().all()]:
+            cure = "Lower `learning_rate` in its schedule."
+            raise ValueError(checks.message(f"finite weights after stage {stage.name!r}", f"NaN in {lost[0]}", cure))
+        files.save(folder / "weights.pt", weights)
         seen = {"slices": len(training), "patients": len({case.patient for case in training.cases})}
         files.write_json(folder / "done.json", {**facts, **seen})
 
@@ -153,37 +164,48 @@ def device(compute: config.Compute) -> torch.device:
     return torch.device("cpu")
 
 
-def claim(out: Path, settings: config.Run, split: Split) -> None:
-    """Writes configuration and split into a new folder, or makes sure that the folder is of the same run.
+@contextmanager
+def claim(out: Path, settings: config.Run, split: Split) -> Iterator[None]:
+    """Holds a folder that is new, and then gets configuration and split, or of the same run.
 
     The first process does; where all start at once (torchrun), the others wait until the folder is theirs to write to.
 
     Raises:
-        ValueError: The folder is of another run, or holds something else; the message names the differences.
+        ValueError: The folder is of another run, or holds something else, or another process is at work in it; the
+            message names the differences.
     """
     if not is_first():
         while not (out / "split.json").is_file():
             time.sleep(0.1)
+        yield
         return
+    cure = "Choose another folder with --out, or remove this one."
+    if out.exists() and not out.is_dir():
+        raise ValueError(checks.message(f"{out} to be a folder", "a file", cure))
+    strange = out.is_dir() and not (out / "config.yaml").is_file() and not all(map(files.is_ours, out.iterdir()))
+    if strange:
+        raise ValueError(checks.message(f"{out} to be new or the folder of a run", "a folder with other files", cure))
+    with files.alone(out):
+        _same_run(out, settings, split, cure)
+        if not (out / "config.yaml").is_file():
+            files.write_text(out / "config.yaml", config.to_yaml(settings))
+        files.replace(out / "split.json", split.save)
+        yield
+
+
+def _same_run(out: Path, settings: config.Run, split: Split, cure: str) -> None:
     mine = yaml.safe_load(config.to_yaml(settings))
     del mine["compute"]
     path = out / "config.yaml"
-    cure = "Choose another folder with --out, or remove this one."
     if path.is_file():
-        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-        theirs.pop("compute", None)
+        theirs = methods.read(path)
+        if isinstance(theirs, dict):
+            theirs.pop("compute", None)
         if differing := list(differences(theirs, mine)):
             raise ValueError(checks.message(f"{out} to be a folder of this run", "; ".join(differing[:4]), cure))
         if (out / "split.json").is_file() and Split.load(out / "split.json") != split:
             got = "a split of other patients: the data changed"
             raise ValueError(checks.message(f"{out} to be a folder of this run", got, cure))
-    elif out.is_dir() and any(out.iterdir()):
-        raise ValueError(checks.message(f"{out} to be new or the folder of a run", "a folder with other files", cure))
-    elif out.exists() and not out.is_dir():
-        raise ValueError(checks.message(f"{out} to be a folder", "a file", cure))
-    if not path.is_file():
-        files.write_text(path, config.to_yaml(settings))
-    files.replace(out / "split.json", split.save)
 
 
 def differences(theirs: Any, mine: Any, where: str = "") -> Iterator[str]:

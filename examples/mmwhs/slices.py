@@ -6,8 +6,6 @@ so no resizing ever invents a class between two others.
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from examples.mmwhs import files
 from examples.mmwhs.datasets import PLANES, Case, Dataset, load_volume
 from examples.mmwhs.splits import Split, guard
 from mmgl_losses.checks import integer, message, one_of
@@ -200,22 +199,15 @@ class SliceStore:
                     expected = f"the labels of {case.id!r} in the central {description.crop:g} of its {plane} slices"
                     raise ValueError(message(expected, f"{lost} labelled voxels outside", "Crop less."))
                 arrays[f"label_{plane}"] = resize_labels(labels, self.size)
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.cache, suffix=".part", delete=False) as aside:
-            try:
-                np.savez(aside, **arrays)
-                aside.close()
-                os.replace(aside.name, path)
-            except BaseException:
-                Path(aside.name).unlink(missing_ok=True)
-                raise
+        files.replace(path, lambda aside: np.savez(aside, allow_pickle=False, **arrays))
 
 
 class SliceDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Slices held in memory.
 
     An item is ``{"image": float32 (1, S, S) in [0, 1], "label": int64 (S, S), "plane": index in PLANES,
-    "position": in (0, 1) along the volume, "case": index in `cases`}``; ``label`` only with `labels`.
+    "position": in (0, 1) along the volume, "case": index in `cases`, "slice": what people call it}``; ``label`` only
+    with `labels`.
 
     Training gets its slices from :func:`training_slices`, which asks the guard first.
 
@@ -242,7 +234,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(message("`labels=True` with `empty=False`", "labels=False"))
         self.cases = tuple(cases)
         self.planes = tuple(planes)
-        images, targets, plane_of, case_of, positions = [], [], [], [], []
+        images, targets, plane_of, case_of, positions, names = [], [], [], [], [], []
         for index, case in enumerate(self.cases):
             for plane in self.planes:
                 stack = store.images(case, plane)
@@ -255,11 +247,13 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 positions.append(((np.arange(len(stack)) + 0.5) / len(stack))[keep])
                 plane_of.append(np.full(keep.sum(), PLANES.index(plane)))
                 case_of.append(np.full(keep.sum(), index))
+                names += [f"{case.id} {plane} {number}" for number in np.flatnonzero(keep)]
         self.images = np.concatenate(images)
         self.labels = np.concatenate(targets) if labels else None
         self.plane_of = np.concatenate(plane_of)
         self.case_of = np.concatenate(case_of)
         self.positions = np.concatenate(positions)
+        self.names = names
 
     def __len__(self) -> int:
         return len(self.images)
@@ -271,6 +265,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Any]]):
         item["plane"] = int(self.plane_of[index])
         item["position"] = float(self.positions[index])
         item["case"] = int(self.case_of[index])
+        item["slice"] = self.names[index]
         return item
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from examples.mmwhs import files
+from examples.mmwhs.checkpoints import Keep, WholeFiles
 from examples.mmwhs.config import Compute, Schedule
 from examples.mmwhs.module import StageModule, seed_of
 from mmgl_losses import checks
@@ -143,8 +144,8 @@ def fit(
         shutil.rmtree(logs, ignore_errors=True)  # of a session that ended before it saved a state
     timer = Timer(interval="epoch", verbose=False)
     keep = {"dirpath": folder, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
-    always = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **keep)
+    best = Keep(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
+    always = Keep(filename="last", save_on_train_epoch_end=True, **keep)
     callbacks: list[Callback] = [timer, *([best] if validates else []), always, *([watch] if watch else [])]
     if progress:
         callbacks.append(RichProgressBar(leave=False))
@@ -162,10 +163,12 @@ def fit(
             log_every_n_steps=max(1, schedule.every // 10),
             logger=CSVLogger(folder, logs.parent.name, version=logs.name),
             callbacks=callbacks,
+            plugins=[WholeFiles()],
             enable_progress_bar=progress,
             enable_model_summary=False,
         )
-        trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=True)
+        with files.room(folder):
+            trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=True)
     facts: dict[str, Any] = {"steps": schedule.steps, "seconds": round(timer.time_elapsed("train"), 2)}
     if validates:
         state = files.load(folder / "best.ckpt")
@@ -185,7 +188,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         first = _first_step(path)
         values = {name: {s: v for s, v in points.items() if s <= first} for name, points in values.items()}
         with path.open(newline="") as lines:
-            for row in csv.DictReader(lines):
+            for row in csv.DictReader(line for line in lines if line.endswith("\n")):  # the last may be cut short
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):
                         values.setdefault(name, {})[int(row["step"]) + 1] = float(value)

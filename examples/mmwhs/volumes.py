@@ -4,6 +4,8 @@ Files come in any orientation. Everything here works on RAS arrays (axis 0 to th
 so that axis 0 is sagittal, 1 coronal and 2 transaxial, whatever the file says.
 """
 
+import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 PLANES = ("sagittal", "coronal", "transaxial")
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 UNKNOWN = 255  # no class has this index
+DENSEST = 1032  # deflate makes at most so many bytes of one
+PIECE = 2**20
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class _Grid:
     """A 3-D file as it was opened, and how its RAS array lies in space; no voxel is read yet."""
 
     path: Path
-    file: SpatialImage
+    file: nib.Nifti1Image
     shape: tuple[int, ...]
     affine: np.ndarray
 
@@ -80,18 +84,47 @@ class _Grid:
     def spacing(self) -> np.ndarray:
         return voxel_sizes(self.affine)
 
+    def whole(self) -> nib.Nifti1Image:
+        """The file with all its voxels, of a compressed one only after its checksum was right."""
+        if self.path.suffix.lower() != ".gz":
+            return self.file
+        return type(self.file).from_bytes(_unpacked(self.path, _size(self.file)))
+
     def turn(self, array: np.ndarray) -> np.ndarray:
         """The array of the file in RAS; a view."""
         return apply_orientation(array, io_orientation(self.file.affine))
+
+
+def _size(file: nib.Nifti1Image) -> int:
+    """How many bytes a file has, uncompressed, by its header."""
+    offset = file.dataobj.offset  # pyright: ignore[reportAttributeAccessIssue]
+    return int(offset) + math.prod(map(int, file.shape)) * np.dtype(file.get_data_dtype()).itemsize
+
+
+def _unpacked(path: Path, size: int) -> bytes:
+    """The first `size` bytes of a compressed file; memory is taken as they come, and all of the file is checked."""
+    content = bytearray()
+    with gzip.open(path) as stream:
+        while len(content) < size and (piece := stream.read(min(PIECE, size - len(content)))):
+            content += piece
+        if len(content) < size:
+            raise EOFError(f"{len(content)} bytes for the {size} of its header")
+        while stream.read(PIECE):  # the checksum is at the end
+            pass
+    return bytes(content)
 
 
 def open_grid(path: Path) -> _Grid:
     """Opens a 3-D volume and reads its header."""
     with _reading(path):
         file = nib.load(path)
-        if not isinstance(file, SpatialImage):
+        if not isinstance(file, nib.Nifti1Image) or not path.name.lower().endswith((".nii", ".nii.gz")):
             raise ImageFileError(f"a {type(file).__name__}")
-        shape, affine, kind = file.shape, np.asarray(file.affine, dtype=float), file.get_data_dtype().kind
+        packed = path.suffix.lower() == ".gz"
+        room = path.stat().st_size * (DENSEST if packed else 1)
+        if _size(file) > room:  # before memory is taken for it
+            raise ImageFileError(f"{room} bytes {'at most ' if packed else ''}for the {_size(file)} of its header")
+        shape, affine, kind = file.shape, np.asarray(file.affine, dtype=float), np.dtype(file.get_data_dtype()).kind
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(message(f"a 3-D volume in {path}", f"shape {shape}"))
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.isnan(io_orientation(affine)).any():
@@ -141,7 +174,7 @@ def _same_grid(image: _Grid, label: _Grid) -> None:
 def _class_indices(grid: _Grid, description: "Description") -> np.ndarray:
     """Label values to class indices; any other value than those of the description is an error."""
     with _reading(grid.path):
-        values = np.asanyarray(grid.file.dataobj)
+        values = np.asanyarray(grid.whole().dataobj)
     classes = {value: index for index, value in enumerate(description.values, start=1)}
     classes |= {wrong: classes[right] for wrong, right in description.fixes.items()}
     table = np.full(max(classes) + 2, UNKNOWN, dtype=np.uint8)  # its last entry stays unknown
@@ -163,7 +196,7 @@ def _class_indices(grid: _Grid, description: "Description") -> np.ndarray:
 
 def _normalised(grid: _Grid, low: float, high: float) -> np.ndarray:
     with _reading(grid.path):
-        image = grid.file.get_fdata(caching="unchanged", dtype=np.float32)
+        image = grid.whole().get_fdata(caching="unchanged", dtype=np.float32)
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
         raise ValueError(message(f"finite intensities in {grid.path}", f"{count} voxels that are NaN or infinite"))

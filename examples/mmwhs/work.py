@@ -76,7 +76,8 @@ def work(task: Task, folders: Folders) -> Literal["made", "there", "busy"]:
         with FileLock(locks / f"{task.id}.lock", blocking=False):
             if folders.done(task):
                 return "there"
-            (_train if task.trains else _conclude)(task, folders)
+            with files.room(folders.out):
+                (_train if task.trains else _conclude)(task, folders)
     except Timeout:
         return "busy"
     gc.collect()
@@ -90,6 +91,7 @@ def _setup(task: Task, folders: Folders) -> Setup:
 def _train(task: Task, folders: Folders) -> None:
     keys, number = task.job.keys, task.number
     before = files.load(folders.stage(keys[number - 1]) / "weights.pt") if number else None
+    files.sweep(folders.stage(keys[number]))
     folder = folders.stage(keys[number])
     settings = task.job.settings
     watch = Watch(_here[0], settings.schedule(settings.method.stages[number]).steps) if _here else None

@@ -1,8 +1,10 @@
 """Trees and volumes: what is recognised, what is refused, and that nothing is turned the wrong way round."""
 
+import bz2
 import gzip
 import json
 import math
+import tracemalloc
 from collections.abc import Mapping
 from itertools import permutations, product
 from pathlib import Path
@@ -437,6 +439,9 @@ def field(content: bytes, offset: int, new: bytes) -> bytes:
         ("text.nii.gz", lambda whole: b"<html>not found</html>"),
         ("not_gzip.nii.gz", lambda whole: whole),
         ("flipped.nii.gz", lambda whole: field(gzip.compress(whole), 2000, b"\xff" * 64)),
+        ("checksum.nii.gz", lambda whole: field(gzip.compress(whole), len(gzip.compress(whole)) - 8, bytes(4))),
+        ("magic.nii.gz", lambda whole: gzip.compress(field(whole, 344, b"xxxx"))),
+        ("other.nii.bz2", lambda whole: bz2.compress(whole)),
         ("large.nii", lambda whole: field(whole, 42, (30000).to_bytes(2, "little"))),
         ("large.nii.gz", lambda whole: gzip.compress(field(whole, 42, (30000).to_bytes(2, "little") * 3))),
         ("negative.nii", lambda whole: field(whole, 42, b"\xff\xff")),
@@ -450,6 +455,36 @@ def test_a_damaged_file_is_one_sentence_that_names_it(tmp_path: Path, name: str,
     with pytest.raises(ValueError, match=rf"^Expected .* in .*{name}, got .*") as raised:
         load_volume(case, HEART)
     assert "\n" not in str(raised.value)
+
+
+@given(bit=st.integers(0, 8 * 7000))
+def test_any_bit_of_a_compressed_file_may_be_wrong(tmp_path_factory, bit: int) -> None:
+    """It is noticed, or changes no voxel."""
+    folder = tmp_path_factory.mktemp("b")
+    packed = bytearray(gzip.compress(raw(folder), mtime=0))
+    wanted = load_volume(damaged(folder, "whole.nii.gz", bytes(packed)), HEART).image
+    packed[bit // 8 % len(packed)] ^= 1 << bit % 8
+    refused = None
+    try:
+        np.testing.assert_array_equal(load_volume(damaged(folder, "a.nii.gz", bytes(packed)), HEART).image, wanted)
+    except ValueError as error:
+        refused = str(error)
+    assert refused is None or (refused.startswith("Expected ") and "a.nii.gz" in refused)
+
+
+@pytest.mark.parametrize("name", ["lies.nii", "lies.nii.gz", "may_be_true.nii.gz"])
+def test_no_memory_is_taken_for_what_a_header_claims(tmp_path: Path, name: str) -> None:
+    """1000³ voxels: two gigabytes."""
+    content = field(raw(tmp_path), 42, (1000).to_bytes(2, "little") * 3)
+    if name == "may_be_true.nii.gz":  # 2 MB may be two gigabytes of one value
+        content += np.random.default_rng(0).bytes(2**21)
+    case = damaged(tmp_path, name, gzip.compress(content, compresslevel=1) if name.endswith("gz") else content)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"NIfTI volume in .*{name}, got .* bytes .*for the 2000000352 of its header"):
+        load_volume(case, HEART)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10 * 2**20
 
 
 @given(offset=st.integers(0, 351), value=st.integers(0, 255))

@@ -1,5 +1,6 @@
 """Slices: planes, resizing, the cache on disk, and the door to training data."""
 
+import errno
 import json
 import os
 import pickle
@@ -295,12 +296,12 @@ def test_a_cache_of_another_size_inside_is_built_again(store: SliceStore, data: 
 
 
 def test_a_write_that_fails_leaves_nothing(store: SliceStore, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: Any, **arrays: np.ndarray) -> None:
-        file.write(b"half of it")
-        raise OSError("No space left on device")
+    def full(path: Path, **arrays: np.ndarray) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module.np, "savez", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ValueError, match=r"room on the disk for .*p0-.*\.npz, got 'No space left on device'"):
         store.images(data.cases[0], "coronal")
     assert list(store.cache.iterdir()) == []
 
@@ -326,11 +327,12 @@ def test_an_item(store: SliceStore, data: Dataset) -> None:
     item = held[15 + 7 + 3]  # second case, transaxial, fourth of eight
     images, labels = store.slices(data.cases[1], "transaxial")
     assert (item["plane"], item["case"], item["position"]) == (2, 1, 3.5 / 8)
+    assert item["slice"] == "p1 transaxial 3"
     assert item["image"].dtype == torch.float32
     np.testing.assert_array_equal(item["image"][0].numpy(), images[3].astype(np.float32) / 255)
     assert item["label"].dtype == torch.int64
     np.testing.assert_array_equal(item["label"].numpy(), labels[3])
-    assert {tuple(sorted(each)) for each in held} == {("case", "image", "label", "plane", "position")}
+    assert {tuple(sorted(each)) for each in held} == {("case", "image", "label", "plane", "position", "slice")}
     batch = next(iter(torch.utils.data.DataLoader(held, batch_size=4)))
     assert batch["image"].shape == (4, 1, 8, 8)
     assert batch["position"].tolist() == [0.5 / 7, 1.5 / 7, 2.5 / 7, 3.5 / 7]

@@ -1,0 +1,108 @@
+"""What faults are done to: a run and a table, how each is started in a folder, and what it must leave there."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from examples.mmwhs import config, files, methods, plan, tablereport, work
+from examples.mmwhs.__main__ import main
+from examples.mmwhs.training import curves
+from tests.examples.tiny import SCALE
+
+SHORT = replace(SCALE, schedules={
+    "global": config.Schedule(steps=2, every=1, batch_size=4, learning_rate=0.001),
+    "local": config.Schedule(steps=2, every=1, batch_size=3, learning_rate=0.003),
+    "finetune": config.Schedule(steps=6, every=2, batch_size=6, learning_rate=0.01),
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A command.
+
+    Attributes:
+        name: What it is.
+        do: Runs it on a data set in a folder: its exit status.
+        left: All it leaves there that must not depend on how often it was killed.
+    """
+
+    name: str
+    do: Callable[[Path, Path], int]
+    left: Callable[[Path], Any]
+
+
+def do_run(data: Path, out: Path) -> int:
+    """A run of all three stages, by its command."""
+    scale = data.parent / "scale.yaml"
+    if not scale.is_file():
+        files.write_text(scale, yaml.safe_dump(asdict(SHORT)))
+    options = ["--data", data, "--scale", scale, "--out", out / "run", "--labelled", 2, "--accelerator", "cpu"]
+    return main(["run", "--method", "mmgl", *map(str, options)])
+
+
+def left_by_run(out: Path) -> Any:
+    """All numbers except times, the curves, the weights, and the names of all files."""
+    folder = out / "run"
+    stages = sorted(folder.glob("[1-9]-*"))
+    return (
+        timeless(files.read_json(folder / "metrics.json")),
+        {stage.name: curves(stage) for stage in stages},
+        plain({stage.name: files.load(stage / "weights.pt") for stage in stages}),
+        plain(files.load(folder / "model.pt")),
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "from-step" not in str(path)),
+    )
+
+
+def do_table(data: Path, out: Path) -> int:
+    """Two runs that share nothing but their data, task by task as the workers of a table do them; then its report."""
+    jobs = plan.jobs(
+        methods.load_all(["random", "mmgl_226"]),
+        data=str(data),
+        scale=SHORT,
+        labelled=[2],
+        seeds=[0],
+        compute=config.Compute(accelerator="cpu"),
+        cache=out / "cache",
+    )
+    folders = plan.Folders(out, out / "results")
+    try:
+        for task, _ in plan.tasks(jobs, folders).values():
+            if work.work(task, folders) == "busy":
+                return 3
+        tablereport.write(out, plan.read_results(folders.results), out / "pictures")
+    except ValueError as error:
+        print(f"error: {error}")
+        return 2
+    return 0
+
+
+def left_by_table(out: Path) -> Any:
+    """The results, the weights of all stages, the report's numbers, and the names of all files."""
+    results = {path.name: timeless(files.read_json(path)) for path in sorted((out / "results").iterdir())}
+    stages = {path.name: plain(files.load(path / "weights.pt")) for path in sorted((out / "stages").iterdir())}
+    kept = [path for path in out.rglob("*") if "from-step" not in str(path)]
+    names = sorted(
+        str(path.relative_to(out)) for path in kept if not (path.parent.name == "cache" and ".part-" in path.name)
+    )
+    return results, stages, (out / "table.md").read_text(), names
+
+
+def timeless(value: Any) -> Any:
+    """Plain values without what a clock says."""
+    if isinstance(value, dict):
+        return {key: timeless(each) for key, each in value.items() if key != "seconds"}
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Tensors as bytes, so that two of them are equal if all bits are."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else value
+
+
+SUBJECTS = (Subject("run", do_run, left_by_run), Subject("table", do_table, left_by_table))
