@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgl_losses import checks
-from mmgl_losses.testing.laws import ConformanceError, Laws, differs, noise, not_finite, scattered, title
+from mmgl_losses.testing.laws import Laws, differs, noise, not_finite, scattered
 
 CHANNELS, IMAGES = 16, 4
 SIZES = {1: (11,), 2: (7, 10), 3: (5, 6, 7)}
@@ -194,7 +194,4 @@ def check_head(
         )
     for n in spatial_dims:
         checks.choice("spatial_dims", n, SIZES)
-    checked, failures = LAWS.read([(f"{n}-D", HeadCase(factory, n, compile)) for n in spatial_dims], skip)
-    if failures:
-        raise ConformanceError(title(factory), failures)
-    return tuple(checked)
+    return LAWS.check(factory, [(f"{n}-D", HeadCase(factory, n, compile)) for n in spatial_dims], skip)

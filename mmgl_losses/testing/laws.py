@@ -67,8 +67,8 @@ class Laws(dict[str, Law[Case]]):
 
         return decorate
 
-    def read(self, cases: Iterable[tuple[str, Case]], skip: Collection[str]) -> tuple[list[str], list[Failure]]:
-        """The names of the laws that were checked, and the failures, over named cases.
+    def check(self, subject: object, cases: Iterable[tuple[str, Case]], skip: Collection[str]) -> tuple[str, ...]:
+        """The names of the laws that were checked, over named cases; raises where any does not hold.
 
         Whatever a law raises is a failure of it. The global random state is left as it is.
         """
@@ -93,10 +93,12 @@ class Laws(dict[str, Law[Case]]):
                     failures.append(Failure(law.name, f"{name}: {checks.message(law.expected, got)}"))
                     if law.first:
                         break
-        return list(checked), failures
+        if failures:
+            raise ConformanceError(_title(subject), failures)
+        return tuple(checked)
 
 
-def title(subject: object) -> str:
+def _title(subject: object) -> str:
     """What to call a factory or formula in a message."""
     while isinstance(subject, partial):
         subject = subject.func
