@@ -186,7 +186,7 @@ MONAI = {
         monai("RegUNet", 2, 1, 4, 2, out_channels=3, extract_levels=(0, 1, 2)), "1:4 2:8 4:16", "2:8 1:4"
     ),
     "MONAI HoVerNet": Entry(
-        monai("HoVerNet", "FAST", 3, 5, decoder_padding=True),
+        monai("HoVerNet", "FAST", 3, out_classes=5, decoder_padding=True),
         "1:256 2:512 4:1024 8:2048",
         "4:512 2:256 1:64",
         size=(256, 256),
