@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -57,7 +58,7 @@ class StageModule(lightning.LightningModule):
 
     def __init__(self, net: nn.Module, stage: Stage, schedule: Schedule, *, classes: int, size: int, seed: int) -> None:
         super().__init__()
-        self.stage, self.schedule, self.seed = stage, schedule, seed
+        self.stage, self.schedule, self.classes, self.seed = stage, schedule, classes, seed
         self.augment = Augment(stage.augmentation)
         torch.manual_seed(seed_of(seed, stage.name))
         self.loss = build(stage.loss, "loss", classes)
@@ -77,6 +78,12 @@ class StageModule(lightning.LightningModule):
             self.tapped = Untapped(trained)
         self.keys = stage.keys and component(stage.keys.name, self.tapped, **stage.keys.options)
         self.train()
+
+    def setup(self, stage: str) -> None:
+        """Lets several processes take the loss of the whole batch, as one would, where the loss knows how to."""
+        if self.trainer.world_size > 1 and "gather" in getattr(self.loss, "options", ()):
+            part = replace(self.stage.loss, options={"gather": True, **self.stage.loss.options})
+            self.loss = build(part, "loss", self.classes)
 
     def train(self, mode: bool = True) -> Self:
         """As of any module, but what is frozen stays in evaluation: its running statistics do not move either."""
@@ -102,7 +109,8 @@ class StageModule(lightning.LightningModule):
             return grid.expand(len(images), -1, -1)
         if pairs == "slices":  # slices of different planes are never near
             return (batch["position"].float() + 10 * batch["plane"]).repeat(copies)
-        return torch.arange(len(images) // copies, device=images.device).repeat(copies)
+        first = self.global_rank << 32  # images of different processes are different images
+        return torch.arange(first, first + len(images) // copies, device=images.device).repeat(copies)
 
     def loss_of(self, images: Tensor, ids: Tensor) -> Tensor:
         """The stage's loss of augmented images."""

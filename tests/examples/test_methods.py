@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +121,25 @@ def staged(name: str, number: int, *changes: str) -> StageModule:
     net = UNet(1, 3, channels=(4, 8, 8, 8, 8), norm="batch")
     stage = method.stages[number]
     return StageModule(net, stage, SCALE.schedules[stage.kind], classes=3, size=32, seed=0)
+
+
+def test_several_processes_take_the_loss_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for world, said, gathers in (
+        (1, [], False),
+        (2, [], True),
+        (2, ["stages.global.loss.options.gather=false"], False),
+    ):
+        stage = staged("mmgl", 0, *said)
+        monkeypatch.setattr(StageModule, "trainer", SimpleNamespace(world_size=world))
+        stage.setup("fit")
+        assert stage.loss.options["gather"] is gathers
+        monkeypatch.undo()
+    images, stage = torch.rand(4, 1, 32, 32), staged("mmgl", 0)
+    assert stage.ids(images, None, {}).tolist() == [0, 1, 0, 1]
+    monkeypatch.setattr(StageModule, "global_rank", 1)
+    other = stage.ids(images, None, {})
+    assert other.unique().numel() == 2
+    assert not set(other.tolist()) & {0, 1}
 
 
 def test_aligned_copies_share_their_geometry() -> None:

@@ -10,20 +10,18 @@ import torch
 import yaml
 
 from examples.mmwhs import config, files, methods
-from examples.mmwhs.config import Part, Schedule
+from examples.mmwhs.config import Schedule
 from tests.examples import tiny
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_stage_one_gathers(tmp_path: Path) -> None:
+def test_two_processes(tmp_path: Path) -> None:
     data = tiny.write_tree(tmp_path / "tiny")
     short = Schedule(steps=2, every=2, batch_size=4, learning_rate=0.01)
     scale = replace(tiny.SCALE, schedules=dict.fromkeys(tiny.SCALE.schedules, short))
     method = methods.load(config.Method, "mmgl")
-    first, last = method.stages[0], method.stages[-1]
-    options = {**first.loss.options, "gather": True}
-    method = replace(method, stages=[replace(first, loss=Part(first.loss.name, options)), last])
+    method = replace(method, stages=[method.stages[0], method.stages[-1]])
     for name, value in (("method", method), ("scale", scale)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(asdict(value)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
