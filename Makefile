@@ -19,7 +19,7 @@ lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 networks: .venv-networks/.done  ## every network of the list, and the page about them
-	.venv-networks/bin/python -m pytest -q tests/networks/elsewhere.py
+	.venv-networks/bin/python -m pytest -q tests/networks/elsewhere*.py
 	.venv-networks/bin/python -m tests.networks --write docs/networks.md
 
 docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
@@ -54,7 +54,6 @@ $(VENV)/.docs: $(VENV)/.examples
 	$(PYTHON) -m venv .venv-networks
 	.venv-networks/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	.venv-networks/bin/python -m pip install --quiet --constraint constraints.txt --group networks
-	.venv-networks/bin/python -m pip install --quiet --no-deps dynamic-network-architectures==0.4.4
 	touch $@
 
 clean:

@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("only", nargs="*", help="parts of names; all networks by default")
     parser.add_argument("--write", type=Path, help="the page to write; with names, only their rows change")
     arguments = parser.parse_args()
-    library = let_torchvision_import()
+    let_torchvision_import()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # those of the networks' own libraries
     trials = {}
@@ -62,7 +62,6 @@ def main() -> int:
             done = {**known, **trials}
             arguments.write.write_text(page({name: done[name] for name in ZOO if name in done}))
         print(f"{mark:5} {name} ({time.monotonic() - start:.0f} s)", *trials[name].problems, sep="\n      ", flush=True)
-    del library
     return any(trial.problems for trial in trials.values())
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.networks.shim import let_torchvision_import
 
-LIBRARY = let_torchvision_import()
+let_torchvision_import()
 
 from mmgl_losses import DeepSupervisionDice  # noqa: E402
 from mmgl_losses.functional import soft_dice  # noqa: E402
