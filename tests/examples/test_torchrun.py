@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from examples.mmwhs import config, files, methods
+from examples.mmwhs import files
 from examples.mmwhs.config import Schedule
 from tests.examples import tiny
 
@@ -20,17 +20,14 @@ def test_two_processes(tmp_path: Path) -> None:
     data = tiny.write_tree(tmp_path / "tiny")
     short = Schedule(steps=2, every=2, batch_size=4, learning_rate=0.01)
     scale = replace(tiny.SCALE, schedules=dict.fromkeys(tiny.SCALE.schedules, short))
-    method = methods.load(config.Method, "mmgl")
-    method = replace(method, stages=[method.stages[0], method.stages[-1]])
-    for name, value in (("method", method), ("scale", scale)):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(asdict(value)))
+    (tmp_path / "scale.yaml").write_text(yaml.safe_dump(asdict(scale)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "examples.mmwhs", "run", "--data", str(data), "--method", str(tmp_path / "method.yaml")]
+    command += ["-m", "examples.mmwhs", "run", "--data", str(data), "--method", "mmgl"]
     command += ["--scale", str(tmp_path / "scale.yaml"), "--labelled", "1", "--out", str(tmp_path / "out")]
     command += ["--accelerator", "cpu", "--devices", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert list(metrics["stages"]) == ["global", "finetune"]
+    assert list(metrics["stages"]) == ["global", "local", "finetune"]
     weights = files.load(tmp_path / "out" / "1-global" / "weights.pt")
     assert all(value.isfinite().all() for value in weights.values() if isinstance(value, torch.Tensor))
