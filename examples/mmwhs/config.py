@@ -20,11 +20,24 @@ T = TypeVar("T")
 class Part:
     """A head or a loss by its name in `mmgl_losses.plugins`, with its options.
 
-    The option value ``"classes"`` stands for the number of classes of the data set, background included.
+    The option value ``"classes"`` stands for the number of classes of the data set, background included. An option of
+    heads that differs from tap to tap is ``{each: [1, 2, 4]}``, in the order of the taps.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+
+    def each(self, count: int) -> list["Part"]:
+        """The part once for each of `count` taps, with its own options."""
+        listed = {key: value["each"] for key, value in self.options.items() if _is_each(value)}
+        for key, values in listed.items():
+            if len(values) != count:
+                raise ValueError(checks.message(f"`{key}` of {self.name} for each of {count} taps", values))
+        return [Part(self.name, self.options | {key: values[i] for key, values in listed.items()}) for i in range(count)]
+
+
+def _is_each(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"each"}
 
 
 @dataclass(frozen=True)
@@ -40,9 +53,11 @@ class Stage:
         head: The head on each of them.
         ids: What makes two things a positive pair: augmentations of one of the ``"images"``; nearness of the
             ``"slices"`` in their volumes (the loss needs a `tolerance`); the ``"labels"`` of points; or the
-            ``"places"`` of points, the same in aligned augmentations. By default images (global) or labels.
+            ``"places"`` of points, the same in several augmentations. By default images (global) or labels.
         copies: How many augmentations of each slice make the batch.
         aligned: Whether these share their geometry and differ in intensity alone.
+        cell: Side in pixels of what counts as one place. Where copies are not aligned, places move with the image, and
+            what comes from outside it is place 0, which the loss should ignore.
         keys: A component (`components`) that makes the keys to compare with; its queries are the first augmentation.
         part: What is trained: the encoder alone, or the whole network.
         frozen: Modules of the network that the stage leaves as they are.
@@ -60,6 +75,7 @@ class Stage:
     ids: Literal["images", "slices", "labels", "places"] | None = None
     copies: int = 1
     aligned: bool = False
+    cell: int = 1
     keys: Part | None = None
     part: Literal["encoder", "whole"] = "whole"
     frozen: list[str] = field(default_factory=list)
@@ -79,6 +95,11 @@ class Stage:
         return self.pairs == "labels"
 
     @property
+    def moves_places(self) -> bool:
+        """Whether places are augmented with the images, as labels are."""
+        return self.pairs == "places" and not self.aligned
+
+    @property
     def output(self) -> bool:
         """Whether the network's own output is the last level."""
         return self.kind == "finetune"
@@ -91,9 +112,10 @@ class Stage:
             raise ValueError(checks.message(f"`ids` of {where}, of kind {self.kind!r}, among {fitting}", self.pairs))
         if bool(self.taps) != (self.head is not None):
             raise ValueError(checks.message(f"both `taps` and `head` in {where}, or neither", "one of them"))
-        if self.pairs == "places" and not (self.aligned and self.copies > 1):
-            expected = f"two or more aligned copies in {where}, where positives are the same places"
-            raise ValueError(checks.message(expected, f"copies={self.copies}, aligned={self.aligned}"))
+        checks.integer(f"`cell` of {where}", self.cell, least=1)
+        if self.pairs == "places" and self.copies < 2:
+            expected = f"two or more copies in {where}, where positives are the same places"
+            raise ValueError(checks.message(expected, f"copies={self.copies}"))
         if self.keys is not None and (self.kind, self.copies) != ("global", 2):
             expected = f"kind 'global' and two copies in {where}, which has `keys`"
             raise ValueError(checks.message(expected, f"kind {self.kind!r}, copies={self.copies}"))

@@ -68,11 +68,15 @@ class StageModule(lightning.LightningModule):
         if stage.taps and stage.head is not None:
             images = torch.rand(2 * stage.copies, 1, size, size)
             labels = torch.randint(classes, (len(images), size, size))
-            head = partial(build, stage.head, "head", classes)
-            self.tapped = attach_heads(trained, images, dict.fromkeys(stage.taps, head), output=stage.output)
+            heads = {
+                tap: partial(build, part, "head", classes)
+                for tap, part in zip(stage.taps, stage.head.each(len(stage.taps)), strict=True)
+            }
+            self.tapped = attach_heads(trained, images, heads, output=stage.output)
             self.tapped.eval()  # the pass below leaves running statistics alone
             positions, planes = torch.rand(2), torch.zeros(2, dtype=torch.long)
-            ids = self.ids(images, labels, {"position": positions, "plane": planes})
+            marks = labels if stage.labels or stage.moves_places else None
+            ids = self.ids(images, marks, {"position": positions, "plane": planes})
             self.tapped.freeze_unused(self.loss_of(images, ids))
         else:
             self.tapped = Untapped(trained)
@@ -97,20 +101,25 @@ class StageModule(lightning.LightningModule):
 
         Args:
             images: (A·B, 1, H, W): all first augmentations, then all second ones.
-            labels: (A·B, H, W), where the stage has them.
+            labels: (A·B, H, W), augmented with the images, where the stage has any: labels, or places.
             batch: The B slices before augmentation: their position and plane.
         """
         pairs, copies = self.stage.pairs, self.stage.copies
-        if labels is not None and pairs == "labels":
+        if labels is not None:
             return labels
         if pairs == "places":
-            height, width = images.shape[-2:]
-            grid = torch.arange(height * width, device=images.device).view(1, height, width)
-            return grid.expand(len(images), -1, -1)
+            return self.places(images)
         if pairs == "slices":  # slices of different planes are never near
             return (batch["position"].float() + 10 * batch["plane"]).repeat(copies)
         first = self.global_rank << 32  # images of different processes are different images
         return torch.arange(first, first + len(images) // copies, device=images.device).repeat(copies)
+
+    def places(self, images: Tensor) -> Tensor:
+        """For each point of (N, 1, H, W) the number of its cell, from 1 on: (N, H, W)."""
+        cell, (height, width) = self.stage.cell, images.shape[-2:]
+        down, across = (torch.arange(n, device=images.device) // cell for n in (height, width))
+        numbers = 1 + down[:, None] * -(-width // cell) + across
+        return numbers.expand(len(images), -1, -1)
 
     def loss_of(self, images: Tensor, ids: Tensor) -> Tensor:
         """The stage's loss of augmented images."""
@@ -128,7 +137,10 @@ class StageModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Augments, taps, and takes the loss."""
-        images, labels = self.augmented(batch["image"], batch["label"] if self.stage.labels else None)
+        images, labels = batch["image"], batch["label"] if self.stage.labels else None
+        if self.stage.moves_places:
+            labels = self.places(images)
+        images, labels = self.augmented(images, labels)
         ids = self.ids(images, labels, batch)
         if self.keys is None:
             loss = self.loss_of(images, ids)
