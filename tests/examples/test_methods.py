@@ -1,9 +1,11 @@
 """Methods that share text, and what a stage can do beyond a loss: aligned copies, places, frozen parts, other keys."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,12 +15,14 @@ from torch import nn
 from examples.mmwhs import config, files, methods, setup
 from examples.mmwhs import run as module
 from examples.mmwhs.__main__ import ABLATION, BESIDE, TABLE, seeds_of
+from examples.mmwhs.augment import Augment, Settings
 from examples.mmwhs.components import MomentumQueue
 from examples.mmwhs.module import StageModule
 from mmgl_losses import UNet
 from tests.examples.tiny import SCALE, settings, write_tree
 
-VARIANTS = Path(methods.__file__).parent / "variants.yaml"
+VARIANTS, SMALL = (Path(methods.__file__).parent / name for name in ("variants.yaml", "methods64.yaml"))
+NET = partial(UNet, 1, 3, channels=(4, 8, 8, 8, 8), norm="batch")
 KNOWN = methods.load_all([*methods.built_in(config.Method), VARIANTS])
 
 
@@ -98,7 +102,8 @@ def test_files_extend_one_another_without_a_circle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("global_local", "stages.local.aligned=false", "two or more aligned copies"),
+        ("global_local", "stages.local.copies=1", "two or more copies"),
+        ("global_places", "stages.local.cell=0", "`cell` of stage 'local'"),
         ("mmgl", "stages.local.ids=images", "`ids` of stage 'local'"),
         ("mmgl", "stages.local.head=null", "both `taps` and `head`"),
         ("moco", "stages.global.copies=3", "two copies"),
@@ -118,9 +123,8 @@ def test_seeds() -> None:
 
 def staged(name: str, number: int, *changes: str) -> StageModule:
     method = methods.load(config.Method, name, changes)
-    net = UNet(1, 3, channels=(4, 8, 8, 8, 8), norm="batch")
     stage = method.stages[number]
-    return StageModule(net, stage, SCALE.schedules[stage.kind], classes=3, size=32, seed=0)
+    return StageModule(NET(), stage, SCALE.schedules[stage.kind], classes=3, size=32, seed=0)
 
 
 def test_several_processes_take_the_loss_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,10 +163,44 @@ def test_places_and_slices_as_ids() -> None:
     images = torch.rand(4, 1, 32, 32)
     places = staged("global_local", 1).ids(images, None, {})
     assert places.shape == (4, 32, 32)
-    assert all(torch.equal(each, torch.arange(1024).view(32, 32)) for each in places)
+    assert all(torch.equal(each, 1 + torch.arange(1024).view(32, 32)) for each in places)
+    cells = staged("global_places", 1).ids(images, None, {})
+    assert all(
+        torch.equal(each, 1 + torch.arange(64).view(8, 8).repeat_interleave(4, 0).repeat_interleave(4, 1))
+        for each in cells
+    )
     batch = {"position": torch.tensor([0.25, 0.3]), "plane": torch.tensor([0, 2])}
     assert staged("pcl", 0).ids(images, None, batch).tolist() == pytest.approx([0.25, 20.3, 0.25, 20.3])
     assert staged("global", 0).ids(images, None, batch).tolist() == [0, 1, 0, 1]
+
+
+def test_places_move_with_the_image_unless_copies_are_aligned() -> None:
+    stage = staged("global_places", 1, "stages.local.cell=1")
+    # An image that shows its own places: in whatever copy, a point must carry the number of the place that it shows.
+    shown = (stage.places(torch.empty(3, 1, 32, 32))[:, None] - 1) / 1023
+    stage.augment = Augment(Settings(rotation=15.0, zoom=(0.8, 1.3), shift=0.05))
+    copies, places = stage.augmented(shown, stage.places(shown))
+    assert places is not None
+    assert not torch.equal(*places.chunk(2))
+    inside = places > 0
+    assert 0.6 < inside.float().mean() < 1
+    row = ((places - 1) // 32)[inside]
+    seen = copies[:, 0][inside] * 1023 / 32
+    assert (seen - row - 0.5).abs().quantile(0.9) < 1.0
+    images, batch = torch.rand(2, 1, 32, 32), {"position": torch.rand(2), "plane": torch.zeros(2, dtype=torch.long)}
+    stage = staged("global_places", 1)
+    with patch.object(StageModule, "log"):
+        assert stage.training_step({"image": images, "label": torch.zeros(2, 32, 32), **batch}, 0).requires_grad
+
+
+def test_options_for_each_tap() -> None:
+    small = methods.load_all([SMALL])
+    for name in ("mmgl", "global_places"):
+        method = small[name]
+        module = StageModule(NET(), method.stages[1], SCALE.schedules["local"], classes=3, size=32, seed=0)
+        assert [head.stride for head in module.tapped.heads.values()] == [1, 2, 4]
+    with pytest.raises(ValueError, match="`stride` of LocalHead for each of 3 taps"):
+        staged("mmgl", 1, "stages.local.head.options.stride={each: [1, 2]}")
 
 
 def test_positional_contrast_takes_near_slices_for_positives() -> None:
