@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgl_losses.contrast import PairTerms, operation, pair_logsumexp, pair_terms
+from mmgl_losses.contrast import PairTerms, classes, operation, pair_logsumexp, pair_terms
 from mmgl_losses.contrast.pairs import layout
-from mmgl_losses.contrast.tiled import batched, tiles
+from mmgl_losses.contrast.tiled import strips, tiles
 from tests import oracles
 from tests.strategies import contrasts, matrices
 
@@ -19,11 +19,12 @@ IMPLEMENTATIONS = ["reference", "tiled"]
 
 
 @contextmanager
-def small_tiles(rows: int):
-    """Tiles of `rows` rows, so that small problems have many; 0: all pairs at once, where that is done."""
+def small_tiles(rows: int, few: int = 32):
+    """Tiles and strips of `rows` rows, so that small problems have many; strips for no more than `few` classes."""
+    rows = max(rows, 1)
     with (
-        patch.multiple(tiles, ROWS=max(rows, 1), COLUMNS=2 * max(rows, 1) - 1),
-        patch.object(batched, "POINTS", 0 if rows else 640),
+        patch.multiple(tiles, ROWS=rows, COLUMNS=2 * rows - 1),
+        patch.multiple(strips, ROWS=rows, ELEMENTS=20 * rows, STRIPS=1, CLASSES=few),
     ):
         yield
 
@@ -39,13 +40,13 @@ def gradients(outputs, inputs):
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@given(problem=contrasts(), rows=st.sampled_from([0, 1, 2, 3, 8]), promise=st.booleans())
-def test_matches_loops(impl, problem, rows, promise):
+@given(problem=contrasts(), rows=st.sampled_from([1, 2, 3, 8]), few=st.sampled_from([0, 32]), promise=st.booleans())
+def test_matches_loops(impl, problem, rows, few, promise):
     anchors, ids, options = problem
     inputs = [x.requires_grad_() for x in (anchors, options.get("keys")) if x is not None]
     expected = oracles.pair_logsumexp(anchors, ids, **options)
     bound = 12.0 if promise else None  # |anchor . key| <= 3 * 2 * 2
-    with small_tiles(rows):
+    with small_tiles(rows, few):
         terms = pair_terms(anchors, ids, **options, bound=bound, impl=impl)
         lse = pair_logsumexp(anchors, ids, **options, bound=bound, impl=impl)
         torch.testing.assert_close(tuple(lse), expected[:4], rtol=1e-12, atol=1e-12)
@@ -150,15 +151,23 @@ def test_gradcheck(impl, bound, separate):
         assert torch.autograd.gradcheck(run, (z, k, temperature))
 
 
-@pytest.mark.parametrize("masked", ["none", "keys", "both"])
-@pytest.mark.parametrize("elements", [1, 1 << 20])
-def test_few_points_of_few_ids_go_through_at_once(masked, elements):
-    """Groups one by one or all together, beside the reference; the other way would have been refused here."""
+@pytest.mark.parametrize("masked", ["none", "keys", "anchors", "both", "apart", "all"])
+@pytest.mark.parametrize("elements", [1, 80, 1 << 20])
+@pytest.mark.parametrize("classes", [1, 4])
+def test_points_of_few_classes_go_in_strips(masked, elements, classes):
+    """Groups one by one or together, in thin strips or whole, beside the reference; tiles would have been refused."""
     z = torch.nn.functional.normalize(torch.randn(3, 20, 4, dtype=torch.float64), dim=-1).requires_grad_()
-    ids, mask = torch.randint(4, (3, 20)), torch.rand(3, 20) > 0.3
-    options = {"none": {}, "keys": {"key_mask": mask}, "both": {"key_mask": mask, "anchor_mask": mask}}[masked]
+    ids, mask, other = 5 - torch.randint(classes, (3, 20)), torch.rand(3, 20) > 0.3, torch.rand(3, 20) > 0.6
+    options = {
+        "none": {},
+        "keys": {"key_mask": mask},
+        "anchors": {"anchor_mask": other},
+        "both": {"key_mask": mask, "anchor_mask": mask},
+        "apart": {"key_mask": mask, "anchor_mask": other},
+        "all": {"key_mask": mask & False, "anchor_mask": other & False},
+    }[masked]
     results = []
-    with patch.object(batched, "ELEMENTS", elements), patch.multiple(tiles, forward=None, backward=None):
+    with patch.multiple(strips, ELEMENTS=elements, ROWS=3), patch.multiple(tiles, forward=None, backward=None):
         for impl in ("tiled", "reference"):
             terms = pair_terms(z, ids, temperature=0.2, bound=1.0, impl=impl, **options)
             parts = terms.positive_lse, terms.negative_lse, terms.positive_sum
@@ -166,7 +175,40 @@ def test_few_points_of_few_ids_go_through_at_once(masked, elements):
     torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
 
 
-@given(problem=contrasts(), rows=st.sampled_from([0, 3]))
+def test_points_that_take_no_part_cost_nothing():
+    """One anchor and three more keys among a thousand points: no exponential of any other pair is taken."""
+    z = torch.nn.functional.normalize(torch.randn(2, 1000, 4), dim=-1)
+    ids = torch.zeros(2, 1000, dtype=torch.int64)
+    anchor, key = torch.arange(1000) == 500, torch.arange(1000) % 250 == 0
+    seen = []
+    taken = strips._strips
+
+    def watched(points, shift):
+        for strip in taken(points, shift):
+            seen.append(strip[-1].shape)
+            yield strip
+
+    with patch.object(strips, "_strips", watched):
+        pair_logsumexp(
+            z, ids, temperature=0.1, bound=1.0, impl="tiled",
+            anchor_mask=anchor.expand(2, -1), key_mask=key.expand(2, -1),
+        )  # fmt: skip
+    assert seen == [(2, 1, 4)]
+
+
+@given(problem=contrasts(), few=st.sampled_from([0, 32]))
+def test_the_operation_of_classes_keeps_its_contract(problem, few):
+    anchors, ids, options = problem
+    known = ["anchor_mask"] if "keys" in options else ["anchor_mask", "key_mask"]
+    masks = [options[k][None] if k in known and k in options else None for k in ("anchor_mask", "key_mask")]
+    limit = torch.tensor(12.0 / float(options["temperature"]), dtype=anchors.dtype)
+    leaf = anchors[None].detach().requires_grad_()
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    with small_tiles(3, few):
+        torch.library.opcheck(classes._forward, (leaf, ids[None], *masks, limit), test_utils=utils)
+
+
+@given(problem=contrasts(), rows=st.sampled_from([1, 3]))
 def test_the_operation_keeps_its_contract(problem, rows):
     """opcheck: schema, fake tensors, autograd registration."""
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")

@@ -13,7 +13,7 @@ EPS = torch.finfo(torch.float32).eps
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
 @pytest.mark.parametrize("name", INPUTS)
 def test_at_most_twice_as_far_off_as_plain_torch(name, temperature, dtype):
-    """Up to some roundings of what is summed: of the logits for a value, of the forces for a gradient.
+    """Up to some roundings of the logits for a value, and one of the forces for a gradient.
 
     Plain torch may give NaN (it divides by lengths of 0); the library never does.
     """
@@ -23,7 +23,7 @@ def test_at_most_twice_as_far_off_as_plain_torch(name, temperature, dtype):
     plain = errors.pop("plain torch")
     for ours in errors.values():
         assert not ours.value > 2 * plain.value + 4 * EPS / temperature
-        assert not ours.gradient > 2 * plain.gradient + 8 * EPS * ours.forces
+        assert not ours.gradient > 2 * plain.gradient + EPS * ours.forces
         assert ours.value == ours.value
         assert ours.gradient == ours.gradient
 

@@ -33,7 +33,9 @@ class Part:
         for key, values in listed.items():
             if len(values) != count:
                 raise ValueError(checks.message(f"`{key}` of {self.name} for each of {count} taps", values))
-        return [Part(self.name, self.options | {key: values[i] for key, values in listed.items()}) for i in range(count)]
+        return [
+            Part(self.name, self.options | {key: values[i] for key, values in listed.items()}) for i in range(count)
+        ]
 
 
 def _is_each(value: Any) -> bool:

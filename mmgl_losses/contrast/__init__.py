@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from mmgl_losses import checks
-from mmgl_losses.contrast import reference
-from mmgl_losses.contrast.operation import contrast
+from mmgl_losses.contrast import classes, operation, reference
 from mmgl_losses.contrast.pairs import comparable, layout
 
 DENSE, DENSE_GPU = 1 << 16, 1 << 18  # pairs up to which plain code is chosen: it dispatches less and never waits
@@ -210,8 +209,12 @@ def _contrast(
         else:
             # `as_tensor` keeps a temperature that is a tensor on its device: nothing waits for its value.
             limit = None if bound is None else torch.as_tensor(bound / temperature, dtype=wide.dtype).detach()
-            order = layout(own_ids, key_ids=key_ids, key_mask=key_mask, limit=limit, **flat)
-            result = contrast(wide, keys, anchor_mask, order, impl=impl, precision=precision or anchors.dtype)
+            precision = precision or anchors.dtype
+            if impl == "tiled" and keys is None and all(value is None for value in flat.values()):
+                result = classes.contrast(wide, own_ids, anchor_mask=anchor_mask, key_mask=key_mask, limit=limit)
+            else:
+                order = layout(own_ids, key_ids=key_ids, key_mask=key_mask, limit=limit, **flat)
+                result = operation.contrast(wide, keys, anchor_mask, order, impl=impl, precision=precision)
     return tuple(x.view(shape) for x in result)
 
 

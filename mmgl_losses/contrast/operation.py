@@ -1,6 +1,7 @@
 """The contrast as one operation to autograd and to the compiler: sort, compute, sort back, in any implementation."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from mmgl_losses.contrast import fused, sums, tiled
 from mmgl_losses.contrast.pairs import Layout, unsort
 
 IMPLEMENTATIONS: dict[str, Any] = {"tiled": tiled, "fused": fused}
+Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("mmgl_losses::contrast", mutates_args=())
@@ -20,19 +22,28 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     layout = Layout(order, key_order, first, lo, hi, count, itself, log_weights, limit, symmetric, ranges)
     with torch.autocast(anchors.device.type, enabled=False):
-        pairs = layout.pairs(anchors, keys)
-        positives, negatives = IMPLEMENTATIONS[impl].logsumexp(pairs, precision)
-        total = sums.positive_sum(pairs, layout)
-        results = [unsort(x, order) for x in (positives, negatives, total, *pairs.counts())]
-        if anchor_mask is not None:
-            results = [x.masked_fill_(~anchor_mask, 0) for x in results]
-        # Counts, not -inf, say what is empty.
-        empty = results[3] == 0
-        results[0].masked_fill_(empty, -torch.inf)
-        results[1].masked_fill_(results[4] == 0, -torch.inf)
-        results[2].masked_fill_(empty, 0.0)
+        return terms(anchors, keys, anchor_mask, layout, impl, precision)
+
+
+def terms(
+    anchors: Tensor, keys: Tensor | None, anchor_mask: Tensor | None, layout: Layout, impl: str, precision: torch.dtype
+) -> Terms:
+    """What `contrast` returns, without autograd."""
+    pairs = layout.pairs(anchors, keys)
+    positives, negatives = IMPLEMENTATIONS[impl].logsumexp(pairs, precision)
+    total = sums.positive_sum(pairs, layout)
+    return finished([unsort(x, layout.order) for x in (positives, negatives, total, *pairs.counts())], anchor_mask)
+
+
+def finished(results: Sequence[Tensor], mask: Tensor | None) -> Terms:
+    """Results in the caller's order, with nothing for anchors that are masked or have no such pairs."""
+    if mask is not None:
+        results = [x.masked_fill_(~mask, 0) for x in results]
     positives, negatives, total, n_positives, n_negatives = results
-    return positives, negatives, total, n_positives, n_negatives
+    empty = n_positives == 0  # counts, not -inf, say what is empty
+    positives.masked_fill_(empty, -torch.inf)
+    negatives.masked_fill_(n_negatives == 0, -torch.inf)
+    return positives, negatives, total.masked_fill_(empty, 0.0), n_positives, n_negatives
 
 
 @_forward.register_fake
@@ -51,28 +62,63 @@ def _backward(
     needs_anchors: bool, needs_keys: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     layout = Layout(order, key_order, first, lo, hi, count, itself, log_weights, limit, symmetric, ranges)
-    needed = needs_anchors, needs_keys
+    numbers, grads = (n_positives, n_negatives), (grad_positives, grad_negatives, grad_total)
     with torch.autocast(anchors.device.type, enabled=False):
-        pairs = layout.pairs(anchors, keys)
-        results: list[Tensor] = []
-        upstream: list[Tensor] = []
-        for lse, number, grad in (
-            (positives, n_positives, grad_positives),
-            (negatives, n_negatives, grad_negatives),
-        ):
-            empty = number == 0
-            results.append(lse.masked_fill(empty, torch.inf).gather(1, order))
-            # `masked_fill` keeps any gradient, even NaN, away from empty rows.
-            upstream.append((torch.zeros_like(lse) if grad is None else grad.masked_fill(empty, 0.0)).gather(1, order))
-        grads = IMPLEMENTATIONS[impl].gradients(pairs, precision, results, upstream, needed)
-        if grad_total is not None:
-            more = sums.backward(pairs, layout, grad_total.masked_fill(n_positives == 0, 0.0).gather(1, order), needed)
-            grads = [x if y is None else y if x is None else x.add_(y) for x, y in zip(grads, more, strict=True)]
+        first_grad, second_grad = gradients(
+            anchors, keys, layout, impl, precision, upstream((positives, negatives), numbers, grads),
+            (needs_anchors, needs_keys),
+        )  # fmt: skip
     nothing = anchors.new_empty(0)
-    first_grad, second_grad = grads
+    return nothing if first_grad is None else first_grad, nothing.clone() if second_grad is None else second_grad
+
+
+class Upstream(NamedTuple):
+    """What comes from above, with nothing from anchors that are masked or have no such pairs, each (G, N)."""
+
+    logsumexps: Sequence[Tensor]  #: of positives and negatives, inf where empty
+    grads: Sequence[Tensor]  #: of these
+    total: Tensor | None  #: of the sum of positive logits
+
+    def at(self, order: Tensor) -> "Upstream":
+        """The same, in the order (G, R) of some anchors."""
+        logsumexps, grads = ([x.gather(1, order) for x in values] for values in (self.logsumexps, self.grads))
+        return Upstream(logsumexps, grads, None if self.total is None else self.total.gather(1, order))
+
+
+def upstream(logsumexps: Sequence[Tensor], numbers: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Upstream:
+    """Results, numbers of positives and negatives, and gradients of results and sum, as `gradients` takes them."""
+    empty = [number == 0 for number in numbers]
+    *some, total = grads
+    return Upstream(
+        [lse.masked_fill(mask, torch.inf) for lse, mask in zip(logsumexps, empty, strict=True)],
+        # `masked_fill` keeps any gradient, even NaN, away from empty rows.
+        [
+            torch.zeros_like(lse) if grad is None else grad.masked_fill(mask, 0.0)
+            for lse, grad, mask in zip(logsumexps, some, empty, strict=True)
+        ],
+        None if total is None else total.masked_fill(empty[0], 0.0),
+    )
+
+
+def gradients(
+    anchors: Tensor,
+    keys: Tensor | None,
+    layout: Layout,
+    impl: str,
+    precision: torch.dtype,
+    above: Upstream,
+    needed: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of anchors and keys, in the caller's order, where they are `needed`."""
+    pairs, above = layout.pairs(anchors, keys), above.at(layout.order)
+    grads = IMPLEMENTATIONS[impl].gradients(pairs, precision, above.logsumexps, above.grads, needed)
+    if above.total is not None:
+        more = sums.backward(pairs, layout, above.total, needed)
+        grads = [x if y is None else y if x is None else x.add_(y) for x, y in zip(grads, more, strict=True)]
+    first, second = grads
     return (
-        nothing if first_grad is None else unsort(first_grad, order),
-        nothing.clone() if second_grad is None or key_order is None else unsort(second_grad, key_order),
+        None if first is None else unsort(first, layout.order),
+        None if second is None or layout.key_order is None else unsort(second, layout.key_order),
     )
 
 

@@ -6,23 +6,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmgl_losses.contrast.pairs import Pairs
-
 LOG2_E = 1 / math.log(2)  # exp2 is several times faster than exp, so with a shift logits are in units of log 2
 
 
-def constant_shift(pairs: Pairs) -> float | None:
+def constant_shift(
+    limit: Tensor | None, keys: int, dtype: torch.dtype, log_weights: Tensor | None = None
+) -> float | None:
     """The constant c with which every exp(s - c) and their sums are normal numbers, or None where there is none.
 
-    Normal for all pairs: c <= -log(tiny) - limit; no overflow of a sum: c >= limit + log(n) - log(max).
+    Normal for all pairs: c <= -log(tiny) - limit; no overflow of a sum: c >= limit + log(keys) - log(max).
     """
-    if pairs.limit is None:
+    if limit is None:
         return None
-    info = torch.finfo(pairs.anchors.dtype)
-    reach = pairs.limit.item()
-    if pairs.log_weights is not None:
-        reach += pairs.log_weights.abs().max().item()
-    least = max(0.0, reach + math.log(max(int(pairs.count.max()), 1)) - math.log(info.max) + 0.1)
+    info = torch.finfo(dtype)
+    reach = limit.item()
+    if log_weights is not None:
+        reach += log_weights.abs().max().item()
+    least = max(0.0, reach + math.log(max(keys, 1)) - math.log(info.max) + 0.1)
     return least if least <= -math.log(info.tiny) - reach else None
 
 

@@ -1,0 +1,152 @@
+"""The contrast of points of few classes with one another, in plain torch: nothing is sorted and no mask is formed.
+
+With one-hot classes A (G, C, N) of the anchors and K (G, C, N) of the keys, K E holds the sums of E_ij = exp(s_ij)
+over each class: the anchor's own for p, the others for q, so no negative is found by subtraction. With the upstream
+gradients g⁺, g⁻ of log p and log q and o of the sum of positive logits, and M_ci = g⁺_i / p_i where c is the anchor's
+own class and g⁻_i / q_i elsewhere,
+
+    W + Wᵀ = E ∘ (Mᵀ K + Kᵀ M) + (oA)ᵀ K + Kᵀ (oA),   d anchors = (W + Wᵀ) anchors.
+
+The last two terms are in W, not a product of their own: where forces cancel, they cancel pair by pair.
+
+E is symmetric: strips of rows, each from the diagonal on, hold every pair once. Anchors come first, then points that
+are keys alone, whose pairs with one another nobody wants; what is neither is left out.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mmgl_losses.contrast.pairs import flat, rows
+from mmgl_losses.contrast.tiled.shift import LOG2_E
+
+CLASSES = 32  # products with one-hot classes cost less than those with the features
+ELEMENTS = 1 << 19  # of a strip: 2 MiB in float32, which stays in the caches that matter
+ROWS = 64  # of a strip at least: thinner products are slow
+STRIPS = 3  # of a group at least: in one alone, half of the pairs come twice
+
+
+class Points(NamedTuple):
+    """The points that take part, anchors first."""
+
+    features: Tensor  # (G, U, D): their products are logits over log 2
+    keys: Tensor  # (G, C, U): one-hot classes; zeros for what is no key
+    own: Tensor  # (G, C, R): one-hot classes of the first R points, which hold all anchors
+    order: Tensor | None  # (G, U): their places among the points given; None: as given
+
+    def back(self, values: Tensor, n: int) -> Tensor:
+        """Values (G, R) or rows (G, U, D) at their places among the `n` points given, zeros at the others."""
+        if self.order is None:
+            return values
+        order = self.order[:, : values.shape[1]]
+        if values.ndim == 2:
+            return values.new_zeros(len(values), n).scatter_(1, order, values)
+        out = values.new_zeros(len(values) * n, values.shape[2])
+        return out.index_copy_(0, flat(order, n), values.flatten(0, 1)).view(len(values), n, -1)
+
+
+def numbered(ids: Tensor) -> tuple[Tensor, int]:
+    """Ids as classes from 0 on, and a number that all of them are below."""
+    if not ids.is_floating_point():
+        least, most = ids.aminmax()
+        count = int(most - least) + 1
+        if 0 < count <= CLASSES:
+            return ids - least, count
+    values, classes = ids.unique(return_inverse=True)
+    return classes, len(values)
+
+
+def points(anchors: Tensor, classes: Tensor, count: int, anchor_mask: Tensor | None, key_mask: Tensor | None) -> Points:
+    """Arrange points (G, N, D) of `count` classes (G, N)."""
+    features = anchors * LOG2_E**0.5
+    order, first = None, classes.shape[1]
+    if anchor_mask is not None or key_mask is not None:
+        order, first = _order(classes, anchor_mask, key_mask)
+        features, classes = rows(features, order), classes.gather(1, order)
+    number = torch.arange(count, device=classes.device)[:, None]
+    keys = own = (classes[:, None] == number).to(anchors.dtype)
+    if key_mask is not None and order is not None:
+        keys = own * key_mask.gather(1, order)[:, None]
+    return Points(features, keys, own[:, :, :first], order)
+
+
+def _order(classes: Tensor, anchor_mask: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, int]:
+    """Which points stand where, anchors first and keys next, and a number of points that holds all anchors."""
+    kind = torch.zeros_like(classes, dtype=torch.uint8)
+    if anchor_mask is not None:
+        kind += ~anchor_mask
+        if key_mask is not None:
+            kind += ~(anchor_mask | key_mask)
+    first, part = (int((kind <= last).sum(1).max()) for last in (0, 1))
+    return kind.argsort(dim=1, stable=True)[:, :part], first
+
+
+def forward(points: Points, shift: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log-sum-exp over positives and over negatives, sum of positive logits, numbers of both, of the first R points."""
+    features, keys, own, _ = points
+    n = own.shape[2]
+    sums = torch.zeros_like(own)
+    for some, top, end, values in _strips(points, shift):
+        sums[some, :, top:end] += torch.bmm(keys[some, :, top:], values.mT)
+        if end < n:
+            sums[some, :, end:] += torch.bmm(keys[some, :, top:end], values[:, :, end - top : n - top])
+    positives, negatives = ((sums * mask).sum(1).log_().add_(shift) for mask in (own, 1 - own))
+    key, number = (own * keys[:, :, :n]).sum(1), keys.sum(2)
+    n_positives = torch.bmm(number[:, None], own).squeeze(1)
+    n_negatives = number.sum(1, keepdim=True) - n_positives
+    others = torch.bmm(own.mT, torch.bmm(keys, features)) - features[:, :n] * key[..., None]
+    total = (others * features[:, :n]).sum(2).div_(LOG2_E)
+    return positives, negatives, total, (n_positives - key).long(), n_negatives.long()
+
+
+def backward(points: Points, shift: float, positive: Tensor, negative: Tensor, total: Tensor | None) -> Tensor:
+    """The gradient of the anchors, (G, U, D), from the factors of E in positives and in negatives, and from o."""
+    features, keys, own, _ = points
+    left, right = _both(torch.where(own > 0, positive[:, None], negative[:, None]), keys)
+    sums = None if total is None else _both(own * total[:, None], keys)
+    grad = torch.zeros_like(features)
+    room = features.new_empty(0)
+    for some, top, end, values in _strips(points, shift):
+        if room.numel() < values.numel():
+            room = torch.empty_like(values).view(-1)
+        weights = room[: values.numel()].view_as(values)
+        torch.bmm(left[some, :, top:end].mT, right[some, :, top:], out=weights)
+        weights *= values
+        if sums is not None:
+            weights.baddbmm_(sums[0][some, :, top:end].mT, sums[1][some, :, top:])
+            weights.diagonal(dim1=1, dim2=2).zero_()
+        grad[some, top:end].baddbmm_(weights, features[some, top:])
+        if end < features.shape[1]:
+            grad[some, end:].baddbmm_(weights[:, :, end - top :].mT, features[some, top:end])
+    return grad.div_(LOG2_E**0.5)
+
+
+def _both(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of `values`ᵀ K + Kᵀ `values`, the values being zero after their own points."""
+    values = pad(values, (0, keys.shape[2] - values.shape[2]))
+    return torch.cat([values, keys], 1), torch.cat([keys, values], 1)
+
+
+def _strips(points: Points, shift: float) -> Iterator[tuple[slice, int, int, Tensor]]:
+    """Some groups, some of their rows, and E of these with all points from the first of them on, itself 0."""
+    features, (groups, _, n) = points.features, points.own.shape
+    width = features.shape[1]
+    if not groups * n:
+        return
+    least = min(ROWS, n)
+    together = min(groups, max(1, ELEMENTS // (width * least)))
+    height = max(least, min(ELEMENTS // (width * together), -(-n // STRIPS)))
+    room = features.new_empty(together * height * width)
+    for first in range(0, groups, together):
+        some = slice(first, min(first + together, groups))
+        for top in range(0, n, height):
+            end, part = min(top + height, n), features[some, top:]
+            values = room[: len(part) * (end - top) * part.shape[1]].view(len(part), end - top, part.shape[1])
+            torch.bmm(part[:, : end - top], part.mT, out=values)
+            if shift:
+                values -= shift * LOG2_E
+            values.exp2_().diagonal(dim1=1, dim2=2).zero_()
+            yield some, top, end, values
