@@ -9,10 +9,12 @@ own class and g⁻_i / q_i elsewhere,
 
 The last two terms are in W, not a product of their own: where forces cancel, they cancel pair by pair.
 
-E is symmetric: strips of rows, each from the diagonal on, hold every pair once. Anchors come first, then points that
-are keys alone, whose pairs with one another nobody wants; what is neither is left out.
+E is symmetric: strips of rows, each from the diagonal on, hold every pair once, and go in blocks of some columns.
+Anchors come first, then points that are keys alone, whose pairs with one another nobody wants; what is neither is
+left out.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,9 +26,25 @@ from mmgl_losses.contrast.pairs import flat, rows
 from mmgl_losses.contrast.tiled.shift import LOG2_E
 
 CLASSES = 32  # products with one-hot classes cost less than those with the features
-ELEMENTS = 1 << 19  # of a strip: 2 MiB in float32, which stays in the caches that matter
-ROWS = 64  # of a strip at least: thinner products are slow
+ELEMENTS = 1 << 20  # of a block: 4 MiB in float32, which stays in the caches that matter
+ROWS = 256  # of a block at most
 STRIPS = 3  # of a group at least: in one alone, half of the pairs come twice
+
+
+class Block(NamedTuple):
+    """E of rows [top, end) with points [first, last) of some groups, each row with itself 0; none before `top`."""
+
+    groups: slice
+    top: int
+    end: int
+    first: int
+    last: int
+    values: Tensor  # (g, end - top, last - first)
+
+    @property
+    def beyond(self) -> int:
+        """The first point that is no row of the strip: for those from here on, the block is its mirror image too."""
+        return max(self.first, self.end)
 
 
 class Points(NamedTuple):
@@ -89,10 +107,12 @@ def forward(points: Points, shift: float) -> tuple[Tensor, Tensor, Tensor, Tenso
     features, keys, own, _ = points
     n = own.shape[2]
     sums = torch.zeros_like(own)
-    for some, top, end, values in _strips(points, shift):
-        sums[some, :, top:end] += torch.bmm(keys[some, :, top:], values.mT)
-        if end < n:
-            sums[some, :, end:] += torch.bmm(keys[some, :, top:end], values[:, :, end - top : n - top])
+    for block in _blocks(points, shift):
+        some, top, end, first, last, values = block
+        sums[some, :, top:end] += torch.bmm(keys[some, :, first:last], values.mT)
+        if block.beyond < min(last, n):
+            mirrored = values[:, :, block.beyond - first : n - first]
+            sums[some, :, block.beyond : last] += torch.bmm(keys[some, :, top:end], mirrored)
     positives, negatives = ((sums * mask).sum(1).log_().add_(shift) for mask in (own, 1 - own))
     key, number = (own * keys[:, :, :n]).sum(1), keys.sum(2)
     n_positives = torch.bmm(number[:, None], own).squeeze(1)
@@ -109,18 +129,20 @@ def backward(points: Points, shift: float, positive: Tensor, negative: Tensor, t
     sums = None if total is None else _both(own * total[:, None], keys)
     grad = torch.zeros_like(features)
     room = features.new_empty(0)
-    for some, top, end, values in _strips(points, shift):
+    for block in _blocks(points, shift):
+        some, top, end, first, last, values = block
         if room.numel() < values.numel():
             room = torch.empty_like(values).view(-1)
         weights = room[: values.numel()].view_as(values)
-        torch.bmm(left[some, :, top:end].mT, right[some, :, top:], out=weights)
+        torch.bmm(left[some, :, top:end].mT, right[some, :, first:last], out=weights)
         weights *= values
         if sums is not None:
-            weights.baddbmm_(sums[0][some, :, top:end].mT, sums[1][some, :, top:])
-            weights.diagonal(dim1=1, dim2=2).zero_()
-        grad[some, top:end].baddbmm_(weights, features[some, top:])
-        if end < features.shape[1]:
-            grad[some, end:].baddbmm_(weights[:, :, end - top :].mT, features[some, top:end])
+            weights.baddbmm_(sums[0][some, :, top:end].mT, sums[1][some, :, first:last])
+            _clear(weights, top - first)
+        grad[some, top:end].baddbmm_(weights, features[some, first:last])
+        if block.beyond < last:
+            mirrored = weights[:, :, block.beyond - first :]
+            grad[some, block.beyond : last].baddbmm_(mirrored.mT, features[some, top:end])
     return grad.div_(LOG2_E**0.5)
 
 
@@ -130,23 +152,31 @@ def _both(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([values, keys], 1), torch.cat([keys, values], 1)
 
 
-def _strips(points: Points, shift: float) -> Iterator[tuple[slice, int, int, Tensor]]:
-    """Some groups, some of their rows, and E of these with all points from the first of them on, itself 0."""
+def _blocks(points: Points, shift: float) -> Iterator[Block]:
+    """All pairs of anchors with points, once."""
     features, (groups, _, n) = points.features, points.own.shape
-    width = features.shape[1]
+    size = features.shape[1]
     if not groups * n:
         return
-    least = min(ROWS, n)
-    together = min(groups, max(1, ELEMENTS // (width * least)))
-    height = max(least, min(ELEMENTS // (width * together), -(-n // STRIPS)))
+    height = min(ROWS, -(-n // STRIPS))
+    width = min(size, max(1, ELEMENTS // height))
+    together = min(groups, max(1, ELEMENTS // (height * width)))
     room = features.new_empty(together * height * width)
-    for first in range(0, groups, together):
-        some = slice(first, min(first + together, groups))
+    for group in range(0, groups, together):
+        some = slice(group, min(group + together, groups))
         for top in range(0, n, height):
-            end, part = min(top + height, n), features[some, top:]
-            values = room[: len(part) * (end - top) * part.shape[1]].view(len(part), end - top, part.shape[1])
-            torch.bmm(part[:, : end - top], part.mT, out=values)
-            if shift:
-                values -= shift * LOG2_E
-            values.exp2_().diagonal(dim1=1, dim2=2).zero_()
-            yield some, top, end, values
+            end = min(top + height, n)
+            for first in range(top, size, width):
+                left, right = features[some, top:end], features[some, first : first + width]
+                shape = len(left), left.shape[1], right.shape[1]
+                values = torch.bmm(left, right.mT, out=room[: math.prod(shape)].view(shape))
+                if shift:
+                    values -= shift * LOG2_E
+                _clear(values.exp2_(), top - first)
+                yield Block(some, top, end, first, first + shape[2], values)
+
+
+def _clear(values: Tensor, offset: int) -> None:
+    """Zero where a row meets itself, if it does."""
+    if -offset < values.shape[1]:
+        values.diagonal(offset, 1, 2).zero_()
