@@ -9,7 +9,7 @@ from mmgl_losses import checks
 from mmgl_losses.contrast import classes, operation, reference
 from mmgl_losses.contrast.pairs import comparable, layout
 
-DENSE, DENSE_GPU = 1 << 16, 1 << 18  # pairs up to which plain code is chosen: it dispatches less and never waits
+DENSE, DENSE_GPU = 1 << 15, 1 << 18  # pairs up to which plain code is chosen: it dispatches less and never waits
 
 
 class PairOptions(TypedDict, total=False):
