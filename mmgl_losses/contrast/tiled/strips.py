@@ -26,8 +26,8 @@ from mmgl_losses.contrast.pairs import flat, rows
 from mmgl_losses.contrast.tiled.shift import LOG2_E
 
 CLASSES = 32  # products with one-hot classes cost less than those with the features
-ELEMENTS = 1 << 20  # of a block: 4 MiB in float32, which stays in the caches that matter
-ROWS = 256  # of a block at most
+ELEMENTS, ROWS = 1 << 20, 256  # of a block at most: 4 MiB in float32, which stays in the caches that matter
+ELEMENTS_GPU, ROWS_GPU = 1 << 24, 2048  # there a launch costs as much as many pairs; not measured on one
 STRIPS = 3  # of a group at least: in one alone, half of the pairs come twice
 
 
@@ -158,9 +158,10 @@ def _blocks(points: Points, shift: float) -> Iterator[Block]:
     size = features.shape[1]
     if not groups * n:
         return
-    height = min(ROWS, -(-n // STRIPS))
-    width = min(size, max(1, ELEMENTS // height))
-    together = min(groups, max(1, ELEMENTS // (height * width)))
+    elements, most = (ELEMENTS, ROWS) if features.device.type == "cpu" else (ELEMENTS_GPU, ROWS_GPU)
+    height = min(most, -(-n // STRIPS))
+    width = min(size, max(1, elements // height))
+    together = min(groups, max(1, elements // (height * width)))
     room = features.new_empty(together * height * width)
     for group in range(0, groups, together):
         some = slice(group, min(group + together, groups))
