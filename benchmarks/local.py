@@ -76,7 +76,9 @@ def kernels(problem: Problem) -> Step:
     def step() -> tuple[Tensor, Tensor | None]:
         results = fused.logsumexp(pairs, problem.dtype)
         loss = torch.where(valid, results[1] - results[0], 0.0).mean()
-        return loss, fused.gradients(pairs, problem.dtype, results, (-upstream, upstream), (True, False))[0]
+        return loss, fused.gradients(pairs, order, problem.dtype, results, (-upstream, upstream), None, (True, False))[
+            0
+        ]
 
     return step
 

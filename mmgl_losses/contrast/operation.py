@@ -111,11 +111,7 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of anchors and keys, in the caller's order, where they are `needed`."""
     pairs, above = layout.pairs(anchors, keys), above.at(layout.order)
-    grads = IMPLEMENTATIONS[impl].gradients(pairs, precision, above.logsumexps, above.grads, needed)
-    if above.total is not None:
-        more = sums.backward(pairs, layout, above.total, needed)
-        grads = [x if y is None else y if x is None else x.add_(y) for x, y in zip(grads, more, strict=True)]
-    first, second = grads
+    first, second = IMPLEMENTATIONS[impl].gradients(pairs, layout, precision, *above, needed)
     return (
         None if first is None else unsort(first, layout.order),
         None if second is None or layout.key_order is None else unsort(second, layout.key_order),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmgl_losses import checks
-from mmgl_losses.contrast.pairs import Pairs
+from mmgl_losses.contrast import sums
+from mmgl_losses.contrast.pairs import Layout, Pairs
 
 INSTALLED = find_spec("triton") is not None
 WIDEST = 256  # features
@@ -38,15 +39,22 @@ def logsumexp(pairs: Pairs, precision: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def gradients(
     pairs: Pairs,
+    layout: Layout,
     precision: torch.dtype,
     logsumexps: Sequence[Tensor],
     grads: Sequence[Tensor],
+    total: Tensor | None,
     needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the anchors and of the keys from those of the two results, each where it is `needed`."""
+    """Gradients of the anchors and of the keys from those of the three results, each where it is `needed`."""
     launch = _launch(pairs.anchors, precision)
     with torch.cuda.device_of(pairs.anchors):
-        return launch.backward(_contiguous(pairs), precision, logsumexps, grads, needed)
+        found = launch.backward(_contiguous(pairs), precision, logsumexps, grads, needed)
+    if total is None:
+        return found
+    more = sums.backward(pairs, layout, total, needed)
+    first, second = (x if y is None else y if x is None else x.add_(y) for x, y in zip(found, more, strict=True))
+    return first, second
 
 
 def _contiguous(pairs: Pairs) -> Pairs:

@@ -195,9 +195,10 @@ def backward(
     shift: float | None,
     logsumexps: Sequence[Tensor],
     grads: Sequence[Tensor],
+    total: Tensor | None,
     needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the anchors and of the keys from those of the two results, each where it is `needed`."""
+    """Gradients of the anchors and of the keys from those of the three results, each where it is `needed`."""
     scale = _scale(shift)
     anchors = torch.zeros_like(pairs.anchors)
     keys = anchors if pairs.keys is None else torch.zeros_like(pairs.keys)
@@ -206,6 +207,7 @@ def backward(
     size = torch.ones((), dtype=anchors.dtype, device=anchors.device)
     if shift is not None:
         grad_positives, grad_negatives, size = factors(grads, logsumexps, shift)
+        total = None if total is None else total / size
     for g, group in enumerate(_groups(pairs, shift)):
         for tile in group.tiles:
             rows, columns = slice(tile.top, tile.end), slice(tile.first, tile.last)
@@ -214,6 +216,8 @@ def backward(
                 weights = _row_weights(group, tile, positives[g, rows], negatives[g, rows], *upstream)
             else:
                 weights = _weights(group, tile, shift, grad_positives[g], grad_negatives[g])
+            if total is not None:
+                _add_sums(group, tile, weights, total[g])
             if needed[0]:
                 anchors[g, rows].addmm_(weights, group.keys[columns])
             if tile.mirrored:
@@ -238,6 +242,17 @@ def _weights(group: Group, tile: Tile, shift: float, positive: Tensor, negative:
         else:
             part *= _outer(group, tile, positive if kind == "positive" else negative, a, b)
     return values
+
+
+def _add_sums(group: Group, tile: Tile, weights: Tensor, total: Tensor) -> None:
+    """Add o of the rows, and of the columns where the tile is mirrored, for each pair of positives."""
+    for a, b, kind in tile.segments:
+        if kind == "negative":
+            continue
+        part, row = weights[:, a - tile.first : b - tile.first], total[tile.top : tile.end, None]
+        share = torch.add(row, total[a:b], out=group.matrix(1, len(row), b - a)) if tile.mirrored else row
+        part += share if kind == "positive" else share * group.positive(tile, a, b)
+    group.clear_own(tile, weights)
 
 
 def _outer(group: Group, tile: Tile, factor: Tensor, a: int, b: int) -> Tensor:
