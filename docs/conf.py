@@ -24,7 +24,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "gallery", "sg_execution_times.rst", "pictures/sg_execution_times.rst"]
+exclude_patterns = ["_build", "gallery", "results", "sg_execution_times.rst", "pictures/sg_execution_times.rst"]
 default_role = "code"
 
 html_theme = "furo"
