@@ -5,6 +5,7 @@ A method (``methods/*.yaml``) says which stages run, on which planes, with which
 Neither has code of its own: heads and losses are names that `mmgl_losses.plugins` knows.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +15,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mmgl_losses import checks
 
 T = TypeVar("T")
+
+
+def plain_name(what: str, name: str) -> str:
+    """A name that may be that of a file: letters, digits, and . _ - between them."""
+    if not re.fullmatch(r"\w+([.-]+\w+)*", name):
+        raise ValueError(checks.message(f"{what} to be letters, digits, and . _ - between them", repr(name)))
+    return name
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class Stage:
         return self.kind == "finetune"
 
     def __post_init__(self) -> None:
+        plain_name("the name of a stage", self.name)
         where = f"stage {self.name!r}"
         checks.integer(f"`copies` of {where}", self.copies, least=1)
         fitting = {"global": ("images", "slices"), "local": ("labels", "places"), "finetune": ("labels",)}[self.kind]

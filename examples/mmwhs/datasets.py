@@ -123,6 +123,7 @@ def _open_mmwhs(root: Path, modality: str | None) -> Dataset:
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(root.rglob("*.nii*")):
         if (match := MMWHS_FILE.fullmatch(path.name)) and path.is_file():
+            _inside(root, path)
             case, _, kind = match.groups()
             _once(found.setdefault(case, {}), kind, path, case)
     present = sorted({case[:2] for case in found})
@@ -152,6 +153,7 @@ def _once(files: dict[str, Path], key: str, path: Path, what: str) -> None:
 
 def _open_msd(root: Path) -> Dataset:
     source = root / "dataset.json"
+    _inside(root, source)
     content = _json(source)
     labels, training = content.get("labels"), content.get("training")
     if not isinstance(labels, dict) or not isinstance(training, list) or not training:
@@ -194,6 +196,13 @@ def _open_msd(root: Path) -> Dataset:
     return Dataset(root, description, tuple(cases[key] for key in sorted(cases)), given)
 
 
+def _inside(root: Path, path: Path) -> None:
+    """A file of a data set, whatever links lead to it, lies in its folder."""
+    if not (real := path.resolve()).is_relative_to(root.resolve()):
+        cure = "Put the file itself there, or give the folder that it lies in."
+        raise ValueError(message(f"{path} to lie in the data folder {root}", f"a link to {real}", cure))
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -217,6 +226,7 @@ def _msd_files(root: Path, entry: object) -> tuple[Path, Path]:
         path = root / relative
         if not path.name.endswith((".nii", ".nii.gz")) or not path.is_file():
             raise ValueError(message(f"the NIfTI file {path}, which dataset.json names", "no such file"))
+        _inside(root, path)
         files.append(path)
     return files[0], files[1]
 
@@ -225,6 +235,7 @@ def _given_split(path: Path) -> dict[str, tuple[str, ...]] | None:
     """``splits.json``: train, val and test share no patient; every ``labelled_N`` is N patients of train."""
     if not path.exists():
         return None
+    _inside(path.parent, path)
     content = _json(path)
     given = {}
     for key, patients in content.items():

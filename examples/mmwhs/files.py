@@ -108,7 +108,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(message(f"whole JSON in {path}", _reason(error), AGAIN.format("it"))) from error
+        raise ValueError(message(f"whole JSON in {path}", first_line(error), AGAIN.format("it"))) from error
 
 
 def save(path: Path, value: Any) -> None:
@@ -131,10 +131,10 @@ def load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
         cure = AGAIN.format(f"the folder {path.parent}")
-        raise ValueError(message(f"a whole checkpoint in {path}", _reason(error), cure)) from error
+        raise ValueError(message(f"a whole checkpoint in {path}", first_line(error), cure)) from error
 
 
-def _reason(error: Exception) -> str:
-    """The first line of what an error says."""
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, in quotes."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return repr(lines[0].rstrip("."))

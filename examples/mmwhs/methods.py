@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from examples.mmwhs.config import Method, Scale, parse
+from examples.mmwhs.config import Method, Scale, parse, plain_name
 from mmgl_losses import checks
 
 HERE = Path(__file__).parent
@@ -54,6 +54,7 @@ def load_all(sources: Iterable[str | Path], overrides: Iterable[str] = ()) -> di
         for name, values in _read(Method, source).items():
             if name in found:
                 raise ValueError(checks.message("every method once", f"{name!r} twice"))
+            plain_name("the name of a method", str(name))
             found[name] = _finish(Method, values, given, where=name, strict=False)
     for path in given:
         name = path.split(".")[1] if path.startswith("stages.") else None

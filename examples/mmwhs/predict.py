@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from examples.mmwhs import files
-from examples.mmwhs.datasets import Case, Description, load_volume
+from examples.mmwhs.datasets import PLANES, Case, Description, load_volume
 from examples.mmwhs.evaluate import probabilities
 from examples.mmwhs.slices import cut, labels_from_probabilities, resize_images, volume_to_slices
 from examples.mmwhs.volumes import to_original
@@ -44,8 +44,10 @@ def export(path: Path, net: nn.Module, architecture: dict[str, Any], store: Any)
     files.save(path, values)
 
 
-def restore(path: Path) -> tuple[UNet, dict[str, Any]]:
-    """The network that `export` wrote, and the rest of the file.
+def restore(path: Path) -> tuple[UNet, Description, dict[str, Any]]:
+    """The network that `export` wrote, the description of its data, and the rest of the file.
+
+    No memory is taken for a network that is larger than the weights in the file.
 
     Raises:
         ValueError: The file is not there or is not such a file.
@@ -59,9 +61,27 @@ def restore(path: Path) -> tuple[UNet, dict[str, Any]]:
         raise ValueError(checks.message(expected, "a file that cannot be read", "Copy it again.")) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(checks.message(expected, "another file", "Use model.pt, not a stage's checkpoint."))
-    net = UNet(**values["architecture"])
-    net.load_state_dict(values["state_dict"])
-    return net.eval(), values
+    try:
+        with torch.device("meta"):
+            net = UNet(**values["architecture"])
+        net.load_state_dict(values["state_dict"], assign=True)
+        data = values["data"]
+        description = Description(
+            name=str(data["name"]),
+            classes=tuple(map(str, data["classes"])),
+            values=tuple(map(int, data["values"])),
+            main_plane=data["main_plane"],
+            crop=checks.number("crop", data["crop"], above=0.0, most=1.0),
+        )
+        checks.one_of("main_plane", description.main_plane, PLANES)
+        checks.integer("slice_size", values["slice_size"], least=1)
+        low, high = values["percentiles"]
+        if not low < high:
+            raise ValueError(checks.message("`percentiles` in ascending order", (low, high)))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        got = f"parts that do not fit ({files.first_line(error)})"
+        raise ValueError(checks.message(expected, got)) from error
+    return net.float().eval(), description, values
 
 
 def predict(
@@ -85,17 +105,9 @@ def predict(
         raise ValueError(checks.message("an output file that ends in .nii or .nii.gz", out))
     if out.exists() and (not overwrite or out.resolve() in (image.resolve(), checkpoint.resolve())):
         raise ValueError(checks.message(f"no file at {out}", "one", "Choose another name."))
-    net, values = restore(checkpoint)
-    data = values["data"]
-    description = Description(
-        name=data["name"],
-        classes=tuple(data["classes"]),
-        values=tuple(data["values"]),
-        main_plane=data["main_plane"],
-        crop=data["crop"],
-    )
-    low, high = values["percentiles"]
-    volume = load_volume(Case(image.name, image.name, image, None), description, percentiles=(low, high))
+    net, description, values = restore(checkpoint)
+    case = Case(image.name, image.name, image, None)
+    volume = load_volume(case, description, percentiles=tuple(values["percentiles"]))
     slices = cut(volume_to_slices(volume.image, description.main_plane), description.crop)
     slices = resize_images(slices, values["slice_size"])
     device = device or torch.device("cpu")

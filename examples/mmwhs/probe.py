@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from examples.mmwhs import config, files
+from examples.mmwhs import config, files, methods
 from examples.mmwhs.evaluate import scores
 from examples.mmwhs.figures import DPI, STRUCTURES
 from examples.mmwhs.setup import Setup
@@ -42,7 +41,7 @@ def probe(run: Path) -> dict[str, dict[str, float | None]]:
     """
     if not (run / "metrics.json").is_file():
         raise ValueError(checks.message(f"{run} to be the folder of a finished run", "no metrics.json in it"))
-    content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    content = methods.read(run / "config.yaml")
     setup = Setup.of(config.parse(config.Run, content, where=str(run)), run / "cache")
     plane = (setup.dataset.description.main_plane,)
     training = training_slices(setup.store, setup.split, "probe", plane, labels=True, empty=False)

@@ -35,6 +35,17 @@ def test_every_method_fits_the_network_and_every_scale(method: config.Method) ->
         config.Run(data="x", method=method, scale=scale)
 
 
+@pytest.mark.parametrize("name", ["../up", "a/b", "/etc", ".hidden", "", "a\\b", "..", "a\0", "a b", "-x"])
+def test_names_that_become_those_of_files_cannot_lead_elsewhere(name: str, tmp_path: Path) -> None:
+    loss = {"name": "DeepSupervisionDice", "options": {"weights": [1.0]}}
+    with pytest.raises(ValueError, match=r"the name of a stage to be letters, digits"):
+        config.Stage(name=name, kind="finetune", loss=config.Part(**loss))
+    one = {"title": "x", "stages": {"finetune": {"kind": "finetune", "loss": loss}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"methods": {name: one}}))
+    with pytest.raises(ValueError, match=r"the name of a method to be letters, digits"):
+        methods.load_all([tmp_path / "mine.yaml"])
+
+
 def test_mmgl_is_the_paper() -> None:
     one, two, three = METHODS["mmgl"].stages
     assert (one.part, one.planes, one.labels, one.taps) == ("encoder", "all", False, ["pools.2", "pools.3", "up"])

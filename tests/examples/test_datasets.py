@@ -180,6 +180,36 @@ def test_a_dataset_json_that_is_wrong(tmp_path: Path, changes: dict[str, object]
         open_dataset(msd(tmp_path, **changes))
 
 
+@pytest.mark.parametrize("what", ["imagesTr/a.nii.gz", "labelsTr/b.nii.gz", "labelsTr", "dataset.json", "splits.json"])
+def test_a_link_that_leaves_the_folder(tmp_path: Path, what: str) -> None:
+    splits = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
+    root = msd(tmp_path / "data", splits=splits)
+    assert open_dataset(root).given_split is not None
+    (root / what).rename(tmp_path / "elsewhere.nii.gz")
+    (root / what).symlink_to(tmp_path / "elsewhere.nii.gz")
+    with pytest.raises(
+        ValueError, match=r"Expected .* to lie in the data folder .*data, got a link to .*elsewhere\.nii"
+    ):
+        open_dataset(root)
+
+
+def test_a_link_that_stays_in_the_folder_and_a_link_to_the_folder(tmp_path: Path) -> None:
+    root = msd(tmp_path / "data")
+    (root / "imagesTr" / "a.nii.gz").rename(root / "a.nii.gz")
+    (root / "imagesTr" / "a.nii.gz").symlink_to("../a.nii.gz")
+    (tmp_path / "link").symlink_to(root)
+    assert len(open_dataset(tmp_path / "link").cases) == 4
+
+
+def test_a_link_that_leaves_an_mmwhs_tree(tmp_path: Path) -> None:
+    root = mmwhs(tmp_path / "data", "ct_train_1001", "ct_train_1002")
+    path = root / "ct_train" / "ct_train_1002_label.nii.gz"
+    path.rename(tmp_path / "label.nii.gz")
+    path.symlink_to(tmp_path / "label.nii.gz")
+    with pytest.raises(ValueError, match=r"ct_train_1002_label\.nii\.gz to lie in the data folder .* got a link to"):
+        open_dataset(root)
+
+
 def test_a_dataset_json_that_is_no_json(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(ValueError, match=r"Expected JSON in .*dataset\.json"):
@@ -503,6 +533,14 @@ def test_any_byte_of_a_header_may_be_wrong(tmp_path_factory, offset: int, value:
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Expected a readable NIfTI volume in .*gone\.nii"):
         load_volume(Case("a", "a", tmp_path / "gone.nii", None), HEART)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_affine_that_is_not_finite(tmp_path: Path, value: float) -> None:
+    content = field(raw(tmp_path), 254, (1).to_bytes(2, "little"))  # sform_code
+    case = damaged(tmp_path, "lost.nii", field(content, 280, np.float32(value).tobytes()))  # srow_x[0]
+    with pytest.raises(ValueError, match=r"in .*lost\.nii, got"):
+        load_volume(case, HEART)
 
 
 def test_an_affine_that_says_nothing(tmp_path: Path) -> None:

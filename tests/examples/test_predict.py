@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from examples.mmwhs import files
 from examples.mmwhs import predict as module
 from examples.mmwhs.__main__ import main
 from examples.mmwhs.datasets import open_dataset
@@ -72,11 +73,11 @@ def test_labels_come_back_on_the_grid_of_the_image(codes: str, model: Path, tmp_
 def test_the_trained_network_is_the_one_that_predicts(tmp_path: Path) -> None:
     torch.manual_seed(1)
     net = UNet(**ARCHITECTURE).eval()
-    restored, values = module.restore(exported(tmp_path, net))
+    restored, description, _ = module.restore(exported(tmp_path, net))
     x = torch.rand(2, 1, 32, 32)
     assert torch.equal(restored(x), net(x))
     assert not restored.training
-    assert (values["data"]["classes"], values["data"]["values"]) == (["ball", "box"], list(VALUES))
+    assert (description.classes, description.values) == (("ball", "box"), VALUES)
 
 
 def test_nothing_is_overwritten_unasked(model: Path, tmp_path: Path) -> None:
@@ -126,6 +127,35 @@ def test_what_is_no_model_is_refused(what: str, tmp_path: Path) -> None:
     elif what == "other":
         torch.save({"state_dict": {}}, path)
     with pytest.raises(ValueError, match=r"model.pt of a finished run"):
+        module.restore(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": {}},
+        {"architecture": {**ARCHITECTURE, "channels": (10**6,) * 5}},
+        {"architecture": {**ARCHITECTURE, "weights": "/etc/passwd"}},
+        {"architecture": None},
+        {"state_dict": {}},
+        {"state_dict": None},
+        {"data": None},
+        {"data": {"name": "x", "classes": 1, "values": [], "main_plane": "coronal", "crop": 1.0}},
+        {"data": {"name": "x", "classes": ["a"], "values": [1], "main_plane": "../coronal", "crop": 1.0}},
+        {"data": {"name": "x", "classes": ["a"], "values": [1], "main_plane": "coronal", "crop": float("nan")}},
+        {"slice_size": 0},
+        {"slice_size": "160"},
+        {"percentiles": [99, 1]},
+        {"percentiles": [1]},
+    ],
+)
+def test_a_model_whose_parts_do_not_fit_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    """With channels of a million, before any memory is taken for them."""
+    path = exported(tmp_path, UNet(**ARCHITECTURE))
+    files.save(path, {**files.load(path), **change})
+    with pytest.raises(
+        ValueError, match=r"^Expected .*model.pt of a finished run, got parts that do not fit \([^\n]+\)\.$"
+    ):
         module.restore(path)
 
 

@@ -80,7 +80,7 @@ def test_pooled_metrics_are_what_numpy_says(done: Path, data: Path) -> None:
     metrics, split = files.read_json(done / "metrics.json"), Split.load(done / "split.json")
     dataset = open_dataset(data)
     store = SliceStore(dataset, done / "cache", size=SCALE.slice_size or 0)
-    net, _ = restore(done / "model.pt")
+    net, *_ = restore(done / "model.pt")
     truth, predicted = [], []
     for case in dataset.cases_of(split.test):
         images, labels = store.slices(case, "transaxial")

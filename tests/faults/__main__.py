@@ -77,7 +77,7 @@ class Campaign:
         lines = ended.log.splitlines()
         if ended.code != 2 or "Traceback" in ended.log or not lines[-1].startswith(ROOM):
             self._say(told, f"said {lines[-1:]} and ended with {ended.code}")
-        kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name in ("done.json", "weights.pt")}
+        kept = {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
         self._end(out, told)
         if any(path.stat().st_mtime_ns != when for path, when in kept.items()):
             self._say(told, "something finished was made again")
