@@ -7,7 +7,8 @@ from pathlib import Path
 import mmgl_losses
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "gallery")]  # the pictures use the phantom of the pipeline
+# The pictures use the phantom of the pipeline.
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "gallery")]
 
 project = "mmgl-losses"
 author = "The mmgl-losses authors"
@@ -24,7 +25,14 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "gallery", "results", "sg_execution_times.rst", "pictures/sg_execution_times.rst"]
+mathjax4_config = {"output": {"displayOverflow": "linebreak"}}
+exclude_patterns = [
+    "_build",
+    "gallery",
+    "results",
+    "sg_execution_times.rst",
+    "pictures/sg_execution_times.rst",
+]
 default_role = "code"
 
 html_theme = "furo"
@@ -71,6 +79,12 @@ _NAMES = {name: f"mmgl_losses.{name}" for name in dir(mmgl_losses) if name[0].is
     name: f"mmgl_losses.functional.{name}" for name in mmgl_losses.functional.__all__
 }
 _NAMES |= {name: f"mmgl_losses.{name}" for name in ("attach_heads", "discover_stages")}
+_NAMES |= {name: f"mmgl_losses.plugins.{name}" for name in ("available", "create")}
+_NAMES |= {
+    name: f"mmgl_losses.testing.{name}"
+    for name in ("check_loss", "check_head", "check_formula", "ConformanceError")
+}
+_NAMES |= {"PairLogSumExp": "mmgl_losses.contrast.PairLogSumExp"}
 _LINKS = {f"`{name}`": f":py:obj:`{name} <{full}>`" for name, full in _NAMES.items()}
 
 
@@ -79,7 +93,10 @@ def _write_out(app, what, name, obj, options, lines):
     for i, line in enumerate(lines):
         if not line.lstrip().startswith(">>>"):
             parts = re.split(r"(``.*?``|`.*?`)", line)
-            parts[::2] = [re.sub(r"(?<![*\\])\*(?=[a-z])|(?<=[/ ])\|(?=P\|)", r"\\\g<0>", part) for part in parts[::2]]
+            parts[::2] = [
+                re.sub(r"(?<![*\\])\*(?=[a-z])|(?<=[/ ])\|(?=P\|)", r"\\\g<0>", part)
+                for part in parts[::2]
+            ]
             parts[1::2] = [_LINKS.get(part, part) for part in parts[1::2]]
             lines[i] = "".join(parts)
 

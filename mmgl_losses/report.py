@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One stage: the module to tap, and what it returns."""
+    """One stage: the module to tap, and what it returns.
+
+    Attributes:
+        name: of the module, as in ``net.named_modules()``.
+        role: ``"encoder"``, ``"decoder"`` or ``"output"``.
+        channels: of the feature map.
+        size: of its spatial axes.
+        stride: size of the image over size of the feature map, along each axis.
+        module: the name of its class.
+    """
 
     name: str
     role: str

@@ -18,7 +18,9 @@ from scene import heart
 from mmgl_losses.sampling import resample
 
 (image, labels), (other, other_labels) = heart(33), heart(28)
-images = torch.stack([image, image.flip(1), other])  # an image, its mirrored augmentation, another image
+images = torch.stack(
+    [image, image.flip(1), other]
+)  # an image, its mirrored augmentation, another image
 batch = torch.stack([labels, labels.flip(1), other_labels])
 points = resample(batch, (24, 24))
 ventricle = (points[0] == 1).nonzero()
@@ -36,21 +38,34 @@ def roles(pairs: str, background: str) -> torch.Tensor:
 
 
 def picture(rows: list[tuple[str, str]]) -> None:
-    _, axes = plt.subplots(len(rows), 3, figsize=(7, 2.4 * len(rows)), layout="constrained", squeeze=False)
+    _, axes = plt.subplots(
+        len(rows), 3, figsize=(7, 2.4 * len(rows)), layout="constrained", squeeze=False
+    )
     for row, (pairs, background) in zip(axes, rows, strict=True):
         role = roles(pairs, background)
         for i, axis in enumerate(row):
             axis.imshow(images[i].numpy(), cmap="gray")
-            y, x = torch.meshgrid(torch.arange(24) * 4 + 2, torch.arange(24) * 4 + 2, indexing="ij")
+            y, x = torch.meshgrid(
+                torch.arange(24) * 4 + 2, torch.arange(24) * 4 + 2, indexing="ij"
+            )
             for value, colour in ((1, "#2ca25f"), (-1, "#de2d26")):
                 chosen = role[i] == value
                 axis.scatter(x[chosen], y[chosen], s=7, color=colour, linewidths=0)
             if i == 0:
-                axis.scatter(anchor[2] * 4 + 2, anchor[1] * 4 + 2, s=45, color="white", edgecolors="black", zorder=3)
+                axis.scatter(
+                    anchor[2] * 4 + 2,
+                    anchor[1] * 4 + 2,
+                    s=45,
+                    color="white",
+                    edgecolors="black",
+                    zorder=3,
+                )
             axis.set_xticks([])
             axis.set_yticks([])
         row[0].set_ylabel(f'pairs="{pairs}"\nbackground="{background}"')
-    for axis, title in zip(axes[0], ("an image", "its augmentation", "another image"), strict=True):
+    for axis, title in zip(
+        axes[0], ("an image", "its augmentation", "another image"), strict=True
+    ):
         axis.set_title(title)
     plt.show()
 
@@ -74,6 +89,7 @@ for background in ("anchor", "key", "ignore"):
     for pairs in ("image", "batch"):
         loss = MultiScaleLocalSupCon(weights=(1.0,), pairs=pairs, background=background)
         level = loss.diagnose(features, batch).levels[0]
+        anchors = sum(level.valid.values())
         print(
-            f"{pairs:>6} {background:>7}: {sum(level.valid.values()):5} anchors, {level.positives:6.1f} positives each"
+            f"{pairs:>6} {background:>7}: {anchors:5} anchors, {level.positives:6.1f} positives each"
         )

@@ -25,21 +25,36 @@ cell = size / level
 ours_feature = (places(level, m) + 0.5) * cell
 ours_label = places(size, m) + 0.5
 their_feature = (torch.arange(level)[::stride] + 0.5) * cell
-their_label = F.interpolate(pixels[None, None], size=len(their_feature), mode="nearest")[0, 0] + 0.5
+their_label = (
+    F.interpolate(pixels[None, None], size=len(their_feature), mode="nearest")[0, 0] + 0.5
+)
 
 fig, axes = plt.subplots(2, 1, figsize=(7, 2.8), sharex=True, layout="constrained")
 for axis, feature, label, title in (
-    (axes[0], their_feature, their_label, "features[::4], and labels resized by nearest neighbour"),
+    (
+        axes[0],
+        their_feature,
+        their_label,
+        "features[::4], and labels resized by nearest neighbour",
+    ),
     (axes[1], ours_feature, ours_label, "both by sampling.places"),
 ):
     outside = (feature - label).abs() > cell / 2 + 0.5
     for place in feature.tolist():
-        axis.axvspan(place - cell / 2, place + cell / 2, color="#0072b2", alpha=0.25, linewidth=0)
+        axis.axvspan(
+            place - cell / 2, place + cell / 2, color="#0072b2", alpha=0.25, linewidth=0
+        )
     axis.scatter(label, torch.zeros(m), s=50, color="#d55e00", zorder=3)
-    axis.set_title(f"{title}: {int(outside.sum())} of {m} labels from outside their feature", loc="left", fontsize=9)
+    axis.set_title(
+        f"{title}: {int(outside.sum())} of {m} labels from outside their feature",
+        loc="left",
+        fontsize=9,
+    )
     axis.set(yticks=[], ylim=(-1, 1))
     axis.spines["left"].set_visible(False)
-axes[1].set_xlabel("pixel of the image: what a feature covers (blue), and where its label is taken (orange)")
+axes[1].set_xlabel(
+    "pixel of the image: what a feature covers (blue), and where its label is taken (orange)"
+)
 plt.show()
 
 # %%
@@ -55,7 +70,10 @@ m, cell = strided(level, stride), size / level
 
 def wrong(features: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """Where a label does not occur in what its feature covers; `features` are indices along an axis."""
-    low, high = (features * cell).floor().long().tolist(), ((features + 1) * cell).ceil().long().tolist()
+    low, high = (
+        (features * cell).floor().long().tolist(),
+        ((features + 1) * cell).ceil().long().tolist(),
+    )
     spans = [slice(a, b) for a, b in zip(low, high, strict=True)]
     found = [[bool((labels[rows, columns] == given[i, j]).any()) for j, columns in enumerate(spans)]
              for i, rows in enumerate(spans)]  # fmt: skip

@@ -20,7 +20,14 @@ positive = torch.tensor([0.6])
 fig, axis = plt.subplots(figsize=(7, 3), layout="constrained")
 for temperature, colour in ((0.5, "#56b4e9"), (0.2, "#009e73"), (0.07, "#d55e00")):
     weight = (torch.cat([positive, negatives]) / temperature).softmax(0)[1:]
-    axis.plot(negatives, weight / weight.sum(), ".", color=colour, markersize=4, label=f"τ = {temperature}")
+    axis.plot(
+        negatives,
+        weight / weight.sum(),
+        ".",
+        color=colour,
+        markersize=4,
+        label=f"τ = {temperature}",
+    )
 axis.set_xlabel("cosine of the negative")
 axis.set_ylabel("share of the repulsion")
 axis.set_yscale("log")
@@ -53,7 +60,10 @@ def repulsion(name: str, temperature: float, cosines: torch.Tensor) -> float:
 
 temperatures = torch.logspace(-1.6, 0, 40).tolist()
 fig, axes = plt.subplots(1, 2, figsize=(7, 3), sharey=True, layout="constrained")
-for axis, cosines, title in ((axes[0], negatives, "hard negatives"), (axes[1], negatives / 2, "easy negatives")):
+for axis, cosines, title in (
+    (axes[0], negatives, "hard negatives"),
+    (axes[1], negatives / 2, "easy negatives"),
+):
     for name, colour in (("decoupled", "#009e73"), ("nt_xent", "#0072b2"), ("mmgl", "#d55e00")):
         weights = [repulsion(name, t, cosines) for t in temperatures]
         axis.plot(temperatures, weights, color=colour, label=f'"{name}"')

@@ -31,9 +31,20 @@ width = 0.2
 for i, size in enumerate(sizes):
     again = resample(resample(labels, (size, size)), (96, 96))
     both = [int(((again == c) & (labels == c)).sum()) for c in present]
-    best = [2 * n / int((again == c).sum() + (labels == c).sum()) for n, c in zip(both, present, strict=True)]
-    axis.bar([x + (i - 1.5) * width for x in range(len(present))], best, width, label=f"{size} x {size}", color=f"C{i}")
-axis.set_xticks(range(len(present)), [f"{NAMES[c]}\n{int((labels == c).sum())} px" for c in present])
+    best = [
+        2 * n / int((again == c).sum() + (labels == c).sum())
+        for n, c in zip(both, present, strict=True)
+    ]
+    axis.bar(
+        [x + (i - 1.5) * width for x in range(len(present))],
+        best,
+        width,
+        label=f"{size} x {size}",
+        color=f"C{i}",
+    )
+axis.set_xticks(
+    range(len(present)), [f"{NAMES[c]}\n{int((labels == c).sum())} px" for c in present]
+)
 axis.set_ylabel("Dice at best")
 axis.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.18))
 plt.show()

@@ -11,9 +11,13 @@ from examples.mmwhs.phantom.write import make_volume
 
 NAMES = ("background", "LV", "RV", "LA", "RA", "MYO", "AA", "PA")
 VALUES = (0, 500, 600, 420, 550, 205, 820, 850)
-COLOURS = ListedColormap(["#30343b", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#999999"])
+COLOURS = ListedColormap(
+    ["#30343b", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#999999"]
+)
 
-plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update(
+    {"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+)
 
 
 @cache
@@ -28,7 +32,9 @@ def heart(level: int = 33) -> tuple[torch.Tensor, torch.Tensor]:
 
 def show(axis: plt.Axes, labels: torch.Tensor, title: str = "") -> None:
     """Labels in the colours of their structures."""
-    axis.imshow(labels.numpy(), cmap=COLOURS, vmin=0, vmax=len(NAMES) - 1, interpolation="nearest")
+    axis.imshow(
+        labels.numpy(), cmap=COLOURS, vmin=0, vmax=len(NAMES) - 1, interpolation="nearest"
+    )
     axis.set_title(title)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -125,7 +125,7 @@ class nnUNetTrainerMMGLLocal(_PreTrainer):
     """Stage two: which points of a patch are of one class? Trains encoder and decoder on what is labelled."""
 
     def attach(self, example: torch.Tensor) -> TappedModel:
-        """On the last three stages of the decoder: every fourth point, or fewer, so that a patch has 4096 at most."""
+        """On the last three stages of the decoder: every fourth point, or fewer, 4096 at most."""
         stages = discover_stages(self.network, example)
         sizes = {row.name: row.size for row in stages.rows}
         heads = {}
@@ -139,7 +139,8 @@ class nnUNetTrainerMMGLLocal(_PreTrainer):
         return self.tapped(images)[1], labels
 
     def _build_loss(self):
-        return MultiScaleLocalSupCon(weights=(0.2, 0.2, 0.6), ignore_index=self.label_manager.ignore_label)
+        ignored = self.label_manager.ignore_label
+        return MultiScaleLocalSupCon(weights=(0.2, 0.2, 0.6), ignore_index=ignored)
 
 
 class TwoLooks(BasicTransform):
