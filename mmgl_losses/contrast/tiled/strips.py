@@ -26,7 +26,7 @@ from mmgl_losses.contrast.pairs import flat, rows
 from mmgl_losses.contrast.tiled.shift import LOG2_E
 
 CLASSES = 32  # products with one-hot classes cost less than those with the features
-ELEMENTS, ROWS = 1 << 21, 512  # of a block at most: 8 MiB in float32; smaller ones are more operations
+ELEMENTS, ROWS = 1 << 20, 512  # of a block at most: 4 MiB in float32; smaller ones are more operations
 ELEMENTS_GPU, ROWS_GPU = 1 << 24, 2048  # there a launch costs as much as many pairs; not measured on one
 STRIPS = 3  # of a group at least: in one alone, half of the pairs come twice
 
