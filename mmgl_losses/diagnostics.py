@@ -72,9 +72,10 @@ class Diagnostics:
         return f"Done: {share}, hardly anything is left."
 
     def __str__(self) -> str:
-        head = f"{'level':<24}{'weight':>8}{'loss':>10}{'floor':>10}{'chance':>10}{'anchors':>10}{'positives':>11}"
+        width = max([24, *(len(level.name) for level in self.levels)])
+        head = f"{'level':<{width}}{'weight':>8}{'loss':>10}{'floor':>10}{'chance':>10}{'anchors':>10}{'positives':>11}"
         rows = [
-            f"{level.name:<24}{level.weight:>8.2f}{level.loss:>10.4f}{level.floor:>10.4f}{level.chance:>10.4f}"
+            f"{level.name:<{width}}{level.weight:>8.2f}{level.loss:>10.4f}{level.floor:>10.4f}{level.chance:>10.4f}"
             f"{sum(level.valid.values()):>10}{level.positives:>11.1f}"
             for level in self.levels
         ]

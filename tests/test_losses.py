@@ -162,6 +162,15 @@ def test_diagnostics_of_embeddings(formula):
     assert apart.progress > 0.95
 
 
+def test_the_columns_of_a_report_stay_below_their_heads():
+    """Names of modules are long."""
+    name = "model.1.submodule.1.submodule.1.submodule"
+    loss = MultiScaleGlobalContrast(weights={"up": 0.5, name: 0.5})
+    rows = str(loss.diagnose({"up": torch.randn(4, 8), name: torch.randn(4, 8)})).splitlines()[:3]
+    assert len({len(row) for row in rows}) == 1
+    assert name in rows[2]
+
+
 def test_diagnostics_of_dice():
     loss = DeepSupervisionDice(weights=(1.0,))
     sure = 50.0 * F.one_hot(LABELS, 3).movedim(-1, 1).float()
