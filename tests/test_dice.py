@@ -45,6 +45,16 @@ def test_matches_loops(data, option):
     torch.testing.assert_close(torch.autograd.grad(got, logits), torch.autograd.grad(wanted, logits))
 
 
+@pytest.mark.parametrize("smooth", [1e-5, 1.0])
+def test_a_sample_that_is_all_ignored_is_as_if_left_out(smooth):
+    """Without pooling over the batch the mean is over samples: two of these three."""
+    logits, labels = torch.randn(3, 3, 7, dtype=torch.float64), torch.randint(3, (3, 7))
+    labels[1] = 255
+    options = {"batch": False, "ignore_index": 255, "smooth": smooth}
+    wanted = sum(soft_dice(logits[[i]], labels[[i]], **options) for i in (0, 2)) / 2
+    torch.testing.assert_close(soft_dice(logits, labels, **options), wanted)
+
+
 @given(data=st.data(), share=st.sampled_from([0.25, 0.5, 1.0]), ignore=st.sampled_from([None, 2]))
 def test_cross_entropy_is_torch_s(data, share, ignore):
     logits, labels = data.draw(maps(None))
