@@ -94,3 +94,33 @@ def test_sums_are_over_the_pairs_that_are_counted(impl, tolerance, monkeypatch):
     torch.testing.assert_close(terms.positive_lse.exp(), terms.n_positives.float())
     torch.testing.assert_close(terms.negative_lse.exp(), terms.n_negatives.float())
     assert len(set(terms.n_positives.tolist())) > 2
+
+
+@pytest.mark.parametrize("few", [0, 32], ids=["tiles", "strips"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_every_result_in_many_parts(few, masked, monkeypatch):
+    """Another factor for every anchor, in an order that is not that of the ids, against all pairs written out."""
+    for module in (tiles, strips):
+        monkeypatch.setattr(module, "ROWS", 5)
+    monkeypatch.setattr(tiles, "COLUMNS", 9)
+    monkeypatch.setattr(strips, "ELEMENTS", 50)
+    monkeypatch.setattr(strips, "CLASSES", few)
+    n = 40
+    z = torch.nn.functional.normalize(torch.randn(n, 5, dtype=torch.float64), dim=1).requires_grad_()
+    ids = (torch.arange(n) % 4)[torch.randperm(n)]
+    part = torch.rand(n) > 0.3 if masked else torch.ones(n, dtype=torch.bool)
+    masks = {"anchor_mask": part, "key_mask": part} if masked else {}
+    factor = torch.rand(3, n, dtype=torch.float64) * part
+    terms = pair_terms(z, ids, temperature=0.3, bound=1.0, impl="tiled", **masks)
+    results = (terms.positive_lse, terms.negative_lse, terms.positive_sum)
+    logits, lost = z @ z.T / 0.3, torch.tensor(-math.inf, dtype=torch.float64)
+    same, valid = ids == ids[:, None], ~torch.eye(n, dtype=torch.bool) & part & part[:, None]
+    positive, negative = (
+        logits.where(same & valid, lost)[part].logsumexp(1),
+        logits.where(~same & valid, lost)[part].logsumexp(1),
+    )
+    wanted = (positive, negative, (logits * (same & valid))[part].sum(1))
+    torch.testing.assert_close(tuple(x[part] for x in results), wanted)
+    got = sum((f[part] * x[part]).sum() for f, x in zip(factor, results, strict=True))
+    expected = sum((f[part] * x).sum() for f, x in zip(factor, wanted, strict=True))
+    torch.testing.assert_close(torch.autograd.grad(got, z), torch.autograd.grad(expected, z))

@@ -113,8 +113,8 @@ fault("contrast/tiled/strips", "torch.where(own > 0, positive[:, None], negative
 fault("contrast/tiled/strips", "sums[some, :, block.beyond : last] += torch.bmm(keys[some, :, top:end], mirrored)", "pass", "strips: a block does not credit its columns", STRIPS)
 fault("contrast/tiled/strips", "grad[some, block.beyond : last].baddbmm_(mirrored.mT, features[some, top:end])", "pass", "strips: columns have no gradient", STRIPS)
 fault("contrast/tiled/strips", "for mask in (own, 1 - own))", "for mask in (1 - own, own))", "strips: sums of P and N swapped", STRIPS)
-fault("contrast/classes", "above = above.at(arranged.order[:, : arranged.own.shape[2]])", "pass", "classes: upstream gradients in another order than the points", LOOPS)
-fault("contrast/tiled/tiles", "share = torch.add(row, total[a:b], out=group.matrix(1, len(row), b - a)) if tile.mirrored else row", "share = row", "tiles: the sum of positives has half of its gradient", LOOPS)
+fault("contrast/classes", "above = above.at(arranged.order[:, : arranged.own.shape[2]])", "pass", "classes: upstream gradients in another order than the points", "test_known_pairs::test_gradients_of_every_result_in_many_parts")
+fault("contrast/tiled/tiles", "share = torch.add(row, total[a:b], out=group.matrix(1, len(row), b - a)) if tile.mirrored else row", "share = row", "tiles: the sum of positives has half of its gradient", "test_known_pairs::test_gradients_of_every_result_in_many_parts")
 fault("contrast/sums", "return anchors.add_(keys), None", "return anchors, None", "the sum of positives has half of its gradient", LOOPS)
 
 # Processes
