@@ -32,12 +32,12 @@ class WholeFiles(CheckpointIO):
 class Keep(ModelCheckpoint):
     """A checkpoint of one name, `ModelCheckpoint` where it was or elsewhere.
 
-    Lightning's forgets the best score where the folder was moved between two sessions, and then takes the next score
+    Lightning's forgets the best score where the folder was moved between two calls, and then takes the next score
     for the best.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the state that a session saved, with its paths as they are now."""
+        """Takes the state that an earlier call saved, with its paths as they are now."""
         before, now = state_dict["dirpath"], str(self.dirpath)
 
         def moved(value: Any) -> Any:
