@@ -74,11 +74,11 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: Another process holds it.
     """
-    with room(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(blocking=False)
+        with room(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
     except Timeout as error:
         cure = "Wait until it ends, or choose another folder with --out."
         raise ValueError(message(f"{folder} to itself", "another process at work in it", cure)) from error

@@ -69,14 +69,14 @@ def start(slot: int, pids: Any, progress: Any, threads: int) -> None:
 def work(task: Task, folders: Folders) -> Literal["made", "there", "busy"]:
     """Does a task, unless it is done already or another process is at it."""
     locks = folders.out / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
     if _here:
         _here[0].at(0.0)
     try:
-        with FileLock(locks / f"{task.id}.lock", blocking=False):
-            if folders.done(task):
-                return "there"
-            with files.room(folders.out):
+        with files.room(folders.out):
+            locks.mkdir(parents=True, exist_ok=True)
+            with FileLock(locks / f"{task.id}.lock", blocking=False):
+                if folders.done(task):
+                    return "there"
                 (_train if task.trains else _conclude)(task, folders)
     except Timeout:
         return "busy"
