@@ -45,10 +45,12 @@ def mmgl_local(terms: PairTerms) -> Tensor:
 
 
 GLOBAL_FORMULAS: dict[str, Formula] = {"nt_xent": supcon, "decoupled": decoupled, "mmgl": mmgl_global}
+# Where there is one positive: what is in the denominator beside the negatives.
+DENOMINATORS = {"nt_xent": {"positive"}, "decoupled": set(), "mmgl": {"itself"}}
 LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, "mmgl": mmgl_local}
 
 
-_WITHOUT_NEGATIVES = frozenset({supcon, supcon_in, mmgl_global})  # these have a value where N(i) is empty
+_WITHOUT_NEGATIVES = (supcon, supcon_in, mmgl_global)  # these have a value where N(i) is empty
 HARMLESS = (0.0, 0.0, 0.0, 0.0, 1, 1)  # terms that no formula chokes on
 
 

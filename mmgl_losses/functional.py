@@ -8,7 +8,7 @@ from torch import Tensor
 from mmgl_losses import checks, distributed
 from mmgl_losses.contrast import PairOptions, PairTerms, halves, pair_logsumexp, pair_terms
 from mmgl_losses.dice import soft_dice
-from mmgl_losses.formulas import GLOBAL_FORMULAS, LOCAL_FORMULAS, Formula, group_means, mean_loss, resolve
+from mmgl_losses.formulas import DENOMINATORS, GLOBAL_FORMULAS, LOCAL_FORMULAS, Formula, group_means, mean_loss, resolve
 from mmgl_losses.sampling import foreground_places, normalise, points, resample, strided
 
 __all__ = ["global_contrast", "local_supcon", "pair_logsumexp", "pair_terms", "soft_dice"]
@@ -73,17 +73,18 @@ def global_contrast(
         0.0
     """
     checks.embeddings(embeddings, instances, keys, key_instances)
-    return global_losses(
-        embeddings[None],
+    return global_loss(
+        [embeddings],
         instances,
-        keys=None if keys is None else keys[None],
+        weights=[1.0],
+        keys=None if keys is None else [keys],
         key_instances=key_instances,
         temperature=temperature,
         formula=formula,
         tolerance=tolerance,
         impl=impl,
         gather=gather,
-    )[0]
+    )
 
 
 def local_supcon(
@@ -171,11 +172,12 @@ def local_supcon(
     return mean_loss(terms, resolve(formula, LOCAL_FORMULAS), gather=gather, shared=pairs == "batch")
 
 
-def global_losses(
-    embeddings: Tensor,
+def global_loss(
+    levels: Sequence[Tensor],
     instances: Tensor | None = None,
     *,
-    keys: Tensor | None = None,
+    weights: Sequence[float],
+    keys: Sequence[Tensor] | None = None,
     key_instances: Tensor | None = None,
     temperature: float | Tensor,
     formula: str | Formula,
@@ -183,27 +185,27 @@ def global_losses(
     impl: str = "auto",
     gather: bool = False,
 ) -> Tensor:
-    """`global_contrast` of L levels at once: embeddings (L, A·B, D), keys (L, K, D) -> (L,)."""
-    formula = resolve(formula, GLOBAL_FORMULAS)
+    """The weighted sum of `global_contrast` over levels of one shape, (A·B, D) each, with keys (K, D) each."""
+    function = resolve(formula, GLOBAL_FORMULAS)
     checks.flag("gather", gather)
     checks.temperature(temperature)
     usual = instances is None and tolerance is None and impl == "auto" and (not gather or distributed.world() == 1)
-    if usual and not isinstance(temperature, Tensor) and halves.fits(embeddings, temperature):
-        terms = PairTerms(*halves.pair_terms(normalise(embeddings), temperature))
-        losses = formula(terms)
-        checks.losses(losses, terms.self_logit)
-        return losses.mean(1)  # every anchor has a positive and negatives
+    if usual and isinstance(formula, str) and not isinstance(temperature, Tensor):
+        held = DENOMINATORS[formula]
+        if halves.fits(len(levels[0]), len(levels), temperature):
+            return halves.loss(levels, weights, temperature, itself="itself" in held, positive="positive" in held)
     terms = global_terms(
-        embeddings,
+        torch.stack([*levels]),
         instances,
-        keys=keys,
+        keys=None if keys is None else torch.stack([*keys]),
         key_instances=key_instances,
         temperature=temperature,
         tolerance=tolerance,
         impl=impl,
         gather=gather,
     )
-    return group_means(terms, formula, gather=gather)[0]
+    means, _ = group_means(terms, function, gather=gather)
+    return torch.dot(means, torch.stack([means.new_full((), weight) for weight in weights]))
 
 
 def global_terms(
@@ -217,7 +219,7 @@ def global_terms(
     impl: str = "auto",
     gather: bool = False,
 ) -> PairTerms:
-    """Terms of each embedding of L levels, (L, A·B); arguments as `global_losses`."""
+    """Terms of each embedding of L levels, (L, A·B); arguments as `global_loss`."""
     z, half = normalise(embeddings), embeddings.shape[1] // 2
     if instances is None:
         checks.numbered(tolerance, gather)

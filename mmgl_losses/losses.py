@@ -14,7 +14,7 @@ from mmgl_losses.functional import (
     BACKGROUND,
     PAIRS,
     SAMPLING,
-    global_losses,
+    global_loss,
     global_terms,
     local_supcon,
     local_terms,
@@ -101,11 +101,9 @@ class MultiScaleGlobalContrast(MultiScale):
         losses = []
         for group in alike.values():
             levels, others, weights = zip(*group, strict=True)
-            stacked = None if others[0] is None else torch.stack(others)
-            each = global_losses(
-                torch.stack(levels), instances, keys=stacked, key_instances=key_instances, **self.options
-            )
-            losses.append(torch.dot(each, torch.stack([each.new_full((), weight) for weight in weights])))
+            others = None if keys is None else others
+            options = {"weights": weights, "keys": others, "key_instances": key_instances, **self.options}
+            losses.append(global_loss(levels, instances, **options))
         return sum(losses[1:], losses[0])
 
     def diagnose(

@@ -32,8 +32,8 @@ def value_and_gradients(loss, levels):
 @pytest.fixture
 def taken(monkeypatch):
     """How often the quick way was taken."""
-    calls, real = [], halves.pair_terms
-    monkeypatch.setattr(halves, "pair_terms", lambda *args: calls.append(1) or real(*args))
+    calls, real = [], halves.loss
+    monkeypatch.setattr(halves, "loss", lambda *args, **options: calls.append(1) or real(*args, **options))
     return calls
 
 
@@ -51,14 +51,15 @@ def test_matches_loops(formula, data, half, tau):
 
 @pytest.mark.parametrize("formula", [*FORMULAS, all_terms, lambda terms: terms.self_logit, lambda t: -t.positive_lse])
 def test_is_the_general_way(formula, taken):
-    """Levels of two shapes share a call each; one of weight 0 holds NaN."""
+    """Levels of two shapes share a call each; one of weight 0 holds NaN. A formula of one's own goes the general way."""
     levels = [torch.randn(8, width, dtype=torch.float64) for width in (5, 5, 5, 3)]
     levels[2].fill_(torch.nan)
     make = partial(MultiScaleGlobalContrast, weights=(0.1, 0.2, 0.0, 0.7), temperature=0.2, formula=formula)
     got = value_and_gradients(make(), levels)
-    assert len(taken) == 2
+    calls = len(taken)
+    assert calls == (0 if callable(formula) else 2)
     wanted = value_and_gradients(make(impl="reference"), levels)
-    assert len(taken) == 2
+    assert len(taken) == calls
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -111,6 +112,18 @@ def test_rows_without_a_direction_and_nan():
     assert gradient.isfinite().all()
     z[1] = torch.nan
     assert global_contrast(z).isnan()  # for mixed precision to see
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30])
+def test_huge_and_tiny_embeddings(scale):
+    """Neither their squares nor their lengths leave the range; the gradient is that of the same rows of length one."""
+    levels = [torch.randn(8, 4).clamp(min=0.1) * scale for _ in range(2)]
+    levels[0][3] = torch.tensor([scale, 0, 0, 0])  # already along an axis
+    got = value_and_gradients(MultiScaleGlobalContrast(weights=(0.3, 0.7)), levels)
+    wanted = value_and_gradients(MultiScaleGlobalContrast(weights=(0.3, 0.7)), [level.double() for level in levels])
+    torch.testing.assert_close(got[0], wanted[0].float())
+    if scale > 1e-40:  # a gradient of 1e42 is beyond float32
+        torch.testing.assert_close(got[1:], tuple(x.float() for x in wanted[1:]), rtol=1e-4, atol=1e-6 / scale)
 
 
 def test_functional_gradients():

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -180,3 +181,22 @@ def test_diagnostics_of_dice():
     logits = torch.randn(2, 3, 16, 16)
     classes = loss.diagnose([logits], LABELS).levels[0].classes
     assert sum(classes.values()) / 3 == pytest.approx(soft_dice(logits, LABELS).item(), rel=1e-5)
+
+
+def test_formula_that_cannot_be_hashed():
+    """A callable with parameters is naturally a dataclass, which has equality and so no hash."""
+
+    @dataclass
+    class Margin:
+        margin: float
+
+        def __call__(self, terms):
+            return terms.negative_lse - terms.positive_sum / terms.n_positives + self.margin
+
+    levels = [torch.randn(8, 4)]
+    for formula, more in (("decoupled", 0.0), (Margin(0.5), 0.5)):
+        loss = MultiScaleGlobalContrast(weights=(1.0,), formula=formula)
+        torch.testing.assert_close(
+            loss(levels) - more, MultiScaleGlobalContrast(weights=(1.0,), formula="decoupled")(levels)
+        )
+        assert loss.diagnose(levels)

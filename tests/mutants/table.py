@@ -74,7 +74,7 @@ fault("dice", "loss = (1 - cross_entropy) * loss - cross_entropy", "loss = cross
 # Levels
 fault("checks/weights", "zip(items, weights, strict=True)", "zip(items, weights[::-1], strict=True)", "weights meet the levels the wrong way round", "test_losses::test_is_the_weighted_sum")
 fault("multiscale", "loss(level) for _, level, weight in levels if weight]", "loss(level) for _, level, weight in levels]", "a level of weight 0 leaks NaN", "test_losses::test_weight_zero_skips_the_level")
-fault("losses", "each.new_full((), weight)", "each.new_full((), 1.0)", "the weights of the levels are not looked at", "test_losses::test_is_the_weighted_sum")
+fault("functional", "means.new_full((), weight)", "means.new_full((), 1.0)", "the weights of the levels are not looked at", "test_halves::test_is_the_general_way")
 fault("checks/weights", "if all(a < b for a, b in pairwise(points)):", "if all(a <= b for a, b in pairwise(points)):", "levels of one size are taken in any order", BAD)
 fault("multiscale", "    def extra_repr(self) -> str:\n        \"\"\"The configuration, as it was given.\"\"\"\n", "    def extra_repr(self) -> str:\n        return \"\"\n", "repr hides the configuration", "test_losses::test_has_no_state_and_travels")
 
@@ -125,9 +125,11 @@ fault("formulas", "sums, count = sums * world(), total(count)", "count = total(c
 
 # Two halves
 QUICK = f"{LAWS}::test_two_halves_are_their_instances"
-fault("contrast/halves", "for diagonal in (first, second, itself):", "for diagonal in (first, second):", "halves: the self pair is a negative", QUICK)
-fault("contrast/halves", "weights = exponentials * (-logs).exp()[..., None]", "weights = exponentials * (-logs).exp()[:, None]", "halves: shares of the wrong axis", QUICK)
-fault("contrast/halves", "both = weights + weights.mT", "both = weights + weights", "halves: the keys' share of the gradient", QUICK)
+fault("contrast/halves", "() if itself else (own,)", "()", "halves: the self pair is a negative", QUICK)
+fault("contrast/halves", "inverse[:, :, None] + inverse[:, None, :]", "2 * inverse[:, :, None]", "halves: the keys' share of the gradient", QUICK)
+fault("contrast/halves", "beta=-2 * scale", "beta=-scale", "halves: half of the positive's pull", QUICK)
+fault("contrast/halves", "force.addcmul_(z, (force * z).sum(2, keepdim=True), value=-1)", "force", "halves: the gradient along the embedding", QUICK)
+fault("contrast/halves", "weight / (2 * half)", "1 / (2 * half)", "halves: levels without their weights", "test_halves::test_is_the_general_way")
 
 # Diagnostics
 fault("diagnostics", "_uniform(terms, 1 / temperature, -1 / temperature)", "_uniform(terms, -1 / temperature, 1 / temperature)", "the floor is the worst, not the best", "test_losses::test_diagnostics_of_local_features")
