@@ -75,6 +75,8 @@ fault("dice", "loss = (1 - cross_entropy) * loss - cross_entropy", "loss = cross
 fault("checks/weights", "zip(items, weights, strict=True)", "zip(items, weights[::-1], strict=True)", "weights meet the levels the wrong way round", "test_losses::test_is_the_weighted_sum")
 fault("multiscale", "loss(level) for _, level, weight in levels if weight]", "loss(level) for _, level, weight in levels]", "a level of weight 0 leaks NaN", "test_losses::test_weight_zero_skips_the_level")
 fault("functional", "means.new_full((), weight)", "means.new_full((), 1.0)", "the weights of the levels are not looked at", "test_halves::test_is_the_general_way")
+fault("losses", "            if weight:\n                yield name, level, key, weight", "            if True:\n                yield name, level, key, weight", "a level of weight 0 is looked at", "test_halves::test_is_the_general_way")
+fault("losses", "kind = (level.shape, level.dtype,", "kind = (level.dtype,", "levels of two widths are stacked", "test_halves::test_is_the_general_way")
 fault("checks/weights", "if all(a < b for a, b in pairwise(points)):", "if all(a <= b for a, b in pairwise(points)):", "levels of one size are taken in any order", BAD)
 fault("multiscale", "    def extra_repr(self) -> str:\n        \"\"\"The configuration, as it was given.\"\"\"\n", "    def extra_repr(self) -> str:\n        return \"\"\n", "repr hides the configuration", "test_losses::test_has_no_state_and_travels")
 
