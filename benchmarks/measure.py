@@ -4,6 +4,7 @@ import ctypes
 import gc
 import math
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -75,6 +76,7 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times of all, in turn, for about so many seconds; every run has been called before, so that it is warm.
 
+    The order is drawn anew in each round: what takes gigabytes leaves caches and allocator to whoever comes next.
     A calibration runs between any two samples. A sample is rejected where the one before or the one after it took
     more than `SLOW` times the best calibration of the run: something else had the machine. While `least` samples are
     missing, rounds go on for three times as long; then the least disturbed samples stand in, and `quiet` is false.
@@ -82,11 +84,12 @@ def interleaved(
     calls = {name: max(1, math.ceil(SAMPLE / max(clock(run), 1e-6))) for name, run in runs.items()}
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}  # (worst mark around it, seconds)
     best = min(clock.mark() for _ in range(5))
-    start = time.monotonic()
+    start, order, shuffle = time.monotonic(), list(runs), random.Random(0).shuffle
     while True:
         mark = clock.mark()
-        for name, run in runs.items():
-            taken, after = clock(run, calls[name]), clock.mark()
+        shuffle(order)
+        for name in order:
+            taken, after = clock(runs[name], calls[name]), clock.mark()
             samples[name].append((max(mark, after), taken))
             mark, best = after, min(best, after)
         kept = min((sum(worst <= SLOW * best for worst, _ in values) for values in samples.values()), default=most)
