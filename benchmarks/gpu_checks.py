@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from mmgl_losses.contrast import pair_logsumexp
+from mmgl_losses.contrast import pair_terms
 
 TINY = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the largest value: beside twice plain's
 
@@ -92,12 +92,12 @@ def outcome(problem: dict[str, Any], dtype: torch.dtype, impl: str, **kwargs: An
     if "keys" in options:
         options["keys"] = options["keys"].to(dtype, copy=True).requires_grad_()
         leaves.append(options["keys"])
-    result = pair_logsumexp(z, problem["ids"], **options, impl=impl, bound=problem["bound"], **kwargs)
-    total = torch.zeros((), device=z.device)
-    for factor, lse in ((1.0, result.positives), (-0.6, result.negatives)):
-        total = total + factor * torch.where(lse.isfinite(), lse, 0.0).sum()
+    terms = pair_terms(z, problem["ids"], **options, impl=impl, bound=problem["bound"], **kwargs)
+    results, total = (terms.positive_lse, terms.negative_lse, terms.positive_sum), torch.zeros((), device=z.device)
+    for factor, result in zip((1.0, -0.6, 1 / z.shape[1]), results, strict=True):  # the sum is that much larger
+        total = total + factor * torch.where(result.isfinite(), result, 0.0).sum()
     grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-    return [x.detach().double() for x in (result.positives, result.negatives, *grads)]
+    return [x.detach().double() for x in (*results, *grads)]
 
 
 def check(problem: dict[str, Any]) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def run(tests: Collection[str], env: Mapping[str, str], mutant: Mutant | None = 
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in ("mmgl_losses", "tests", "benchmarks"):
-            ignored = shutil.ignore_patterns("__pycache__", "examples", "networks", "results")
+        for name in ("mmgl_losses", "tests", "benchmarks", "docs"):
+            ignored = shutil.ignore_patterns("__pycache__", "examples", "networks", "results", "images", "_build")
             shutil.copytree(ROOT / name, copy / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", copy)
         if mutant is not None:
@@ -50,6 +50,8 @@ def run(tests: Collection[str], env: Mapping[str, str], mutant: Mutant | None = 
         child = multiprocessing.get_context("fork").Process(target=_pytest, args=(copy, tests, env))
         child.start()
         child.join()
+        if mutant is None and child.exitcode:
+            print((copy / "said").read_text()[-4000:])
     return {0: SURVIVED, 1: KILLED}.get(99 if child.exitcode is None else child.exitcode, BROKEN)
 
 
@@ -60,10 +62,10 @@ def _pytest(copy: Path, tests: Collection[str], env: Mapping[str, str]) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "mmgl_losses", "benchmarks")]:
         del sys.modules[name]
     sys.path[:] = [str(copy), *(path for path in sys.path if path and Path(path).resolve() != ROOT)]
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+    said = os.open(copy / "said", os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
     code = 99
     try:
         result = int(pytest.main([*options, *tests]))
