@@ -100,7 +100,8 @@ def main() -> int:
         sound = [pool.submit(run, tests, env) for env, tests in _healthy(chosen)]
         for mutant, verdict in zip(chosen, pool.map(lambda m: run(m.tests, m.env, m), chosen), strict=True):
             noticed = ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutant.tests)
-            lines.append(f"| `{mutant.where}` | {mutant.what} | {verdict} | {noticed} |")
+            what = mutant.what.replace("|", r"\|")
+            lines.append(f"| `{mutant.where}` | {what} | {verdict} | {noticed} |")
             left += [mutant] if verdict != KILLED else []
             print(f"{verdict:<13} {mutant.where:<22} {mutant.what}", flush=True)
         if any(verdict.result() != SURVIVED for verdict in sound):
