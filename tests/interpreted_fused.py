@@ -240,16 +240,22 @@ def test_rows_that_take_no_part_may_hold_nan():
 
 
 def test_only_the_gradients_asked_for():
-    anchors, ids, options = problem("keys of their own")
+    """Of anchors, of keys, of both or of neither, and each is what it is where both are asked for."""
+    anchors, ids, options = problem("keys of their own, self")
     keys = options.pop("keys").float()
+    found = {}
     with tiles():
-        for first, second in itertools.product((False, True), repeat=2):
+        for first, second in itertools.product((True, False), repeat=2):
             z, k = anchors.float().requires_grad_(first), keys.clone().requires_grad_(second)
-            result = pair_logsumexp(z, ids, keys=k, **options, impl="fused")
-            assert result.positives.requires_grad == (first or second)
+            terms = pair_terms(z, ids, keys=k, **options, impl="fused")
+            assert terms.positive_lse.requires_grad == (first or second)
             if first or second:
-                result.negatives.sum().backward()
-            assert (z.grad is not None, k.grad is not None) == (first, second)
+                (terms.negative_lse + 0.3 * terms.positive_sum).sum().backward()
+            found[first, second] = z.grad, k.grad
+    assert found[False, False] == (None, None)
+    torch.testing.assert_close((found[True, False][0], found[False, True][1]), found[True, True])
+    assert found[True, False][1] is None
+    assert found[False, True][0] is None
 
 
 def test_the_operation_keeps_its_contract_and_compiles():

@@ -57,6 +57,24 @@ def test_matches_loops(impl, problem, rows, few, promise):
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("wanted", [0, 1], ids=["anchors", "keys"])
+@pytest.mark.parametrize("tolerance", [None, 1.0])
+def test_gradients_of_one_side_alone(impl, wanted, tolerance):
+    """They are what they are beside the other's."""
+    anchors, keys = torch.randn(2, 9, 3, dtype=torch.float64), torch.randn(2, 12, 3, dtype=torch.float64)
+    ids, key_ids = torch.arange(9).expand(2, 9) % 4, torch.arange(12).expand(2, 12) % 5
+    options = {"temperature": 0.5, "tolerance": tolerance, "self_index": torch.arange(9).expand(2, 9), "impl": impl}
+
+    def grads(*sides):
+        leaves = [x.clone().requires_grad_(side in sides) for side, x in enumerate((anchors, keys))]
+        terms = pair_terms(leaves[0], ids, keys=leaves[1], key_ids=key_ids, **options)
+        return gradients((terms.positive_lse, terms.negative_lse, terms.positive_sum), [leaves[i] for i in sides])
+
+    with small_tiles(4):
+        torch.testing.assert_close(grads(wanted)[0], grads(0, 1)[wanted])
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @given(problem=contrasts())
 def test_rows_that_take_no_part_may_hold_nan(impl, problem):
     anchors, ids, options = problem
