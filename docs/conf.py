@@ -56,7 +56,7 @@ autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 72
 napoleon_use_rtype = False
-napoleon_custom_sections = [("Shape", "params_style")]
+napoleon_custom_sections = ["Shape"]
 nitpick_ignore_regex = [("py:.*", r".*")]
 
 sphinx_gallery_conf = {

@@ -56,7 +56,7 @@ class GlobalHead(_TwoLinear):
             or ``nn.LayerNorm``; it is given rows (B, hidden_channels).
 
     Shape:
-        (B, in_channels, *spatial) -> (B, out_channels), for any number and size of spatial axes.
+        ``(B, in_channels, *spatial) -> (B, out_channels)``, for any number and size of spatial axes.
 
     Raises:
         TypeError: the input is not a floating-point tensor.
@@ -107,7 +107,7 @@ class LocalHead(_TwoLinear):
             or ``nn.LayerNorm``; it is given rows (points, hidden_channels).
 
     Shape:
-        (B, in_channels, *spatial) -> (B, out_channels, *ceil(spatial / stride)), in 2-D, 3-D, or any other.
+        ``(B, in_channels, *spatial) -> (B, out_channels, *ceil(spatial / stride))``, in 2-D, 3-D, or any other.
 
     Raises:
         TypeError: the input is not a floating-point tensor.
@@ -151,7 +151,7 @@ class SegmentationHead(nn.Module):
         out_channels: number of classes, background included.
 
     Shape:
-        (B, in_channels, *spatial) -> (B, out_channels, *spatial), in 2-D, 3-D, or any other.
+        ``(B, in_channels, *spatial) -> (B, out_channels, *spatial)``, in 2-D, 3-D, or any other.
 
     Raises:
         TypeError: the input is not a floating-point tensor.

@@ -101,7 +101,7 @@ class UNet(nn.Module):
         norm: ``"instance"`` (without parameters), ``"batch"`` or None.
 
     Shape:
-        (B, in_channels, *spatial) -> (B, out_channels, *spatial).
+        ``(B, in_channels, *spatial) -> (B, out_channels, *spatial)``.
 
     Raises:
         ValueError: an input smaller than one bottleneck element or, with instance normalisation, not larger.
