@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -82,6 +83,10 @@ def _many(command: ArgumentParser, *, methods: list[str], labelled: list[float |
     counts = "labelled patients: counts, or fractions with a point"
     command.add_argument("--labelled", type=int | float, nargs="+", default=labelled, help=counts)
     command.add_argument("--seeds", type=str, nargs="+", default=["0..4"], help="numbers, or a range like 0..4")
+    command.add_argument(
+        "--score", type=Literal["test", "validation"], default="test",
+        help="on whose patients; what is chosen by scores is chosen on validation",
+    )  # fmt: skip
     command.add_argument("--jobs", type=int, default=2, help="runs at once: a device each, or a thread each")
     _scale(command, "small")
     group = command.add_argument_group("machine, in the words of Lightning's Trainer")
@@ -195,6 +200,7 @@ def do_table(args: Namespace, console: Console) -> int:
         scale=scale_of(args),
         labelled=args.labelled,
         seeds=seeds_of(args.seeds),
+        scored=args.score,
         compute=config.Compute(accelerator=args.accelerator, precision=args.precision, workers=args.workers),
         cache=out / "cache",
     )

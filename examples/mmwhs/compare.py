@@ -72,6 +72,11 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     return Difference(given, mean, mean - half, mean + half, float(t.pvalue), float(wilcoxon.pvalue))
 
 
+def scored(result: Result) -> str:
+    """Whose patients a result is of: ``"test"`` or ``"validation"``."""
+    return result.get("scored", "test")  # results of earlier versions are of test patients and do not say so
+
+
 def labelled_text(count: str) -> str:
     """``"0.1"`` as 10 % labelled, ``"3"`` as 3 labelled."""
     return f"{100 * float(count):g} % labelled" if "." in count else f"{count} labelled"
@@ -85,11 +90,13 @@ class Grid:
         methods: Name -> title.
         counts: What was asked for, as text: 1 is a patient, and 1.0 all of them.
         cells: (name, count) -> seed -> result.
+        part: Whose patients they are of, in words.
     """
 
     methods: Mapping[str, str]
     counts: tuple[str, ...]
     cells: Mapping[tuple[str, str], Mapping[int, Result]]
+    part: str = "test"
 
     @classmethod
     def of(cls, results: Iterable[Result], order: Sequence[str] = ()) -> "Grid":
@@ -101,7 +108,8 @@ class Grid:
         cells: dict[tuple[str, str], dict[int, Result]] = {}
         for result in results:
             cells.setdefault((result["name"], str(result["asked"])), {})[result["seed"]] = result
-        return cls({name: titles[name] for name in names}, tuple(counts), cells)
+        part = " and ".join(sorted({scored(result) for result in results})) or "test"
+        return cls({name: titles[name] for name in names}, tuple(counts), cells, part)
 
     def results(self, name: str, count: str) -> dict[int, Result]:
         """Seed -> result, by seed."""

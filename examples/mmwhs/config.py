@@ -75,6 +75,8 @@ class Stage:
         planes: Slices of all planes of the data set, or of its main plane.
         augmentation: A name in `augment.AUGMENTATIONS`.
         schedule: The name of its schedule in the scale; by default its kind.
+        labelled: The labelled patients of this stage alone, whatever the run has; 1.0, for a control, is the labels of
+            all training patients.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Stage:
     planes: Literal["all", "main"] = "main"
     augmentation: str = "segmentation"
     schedule: str | None = None
+    labelled: int | float | None = None
 
     @property
     def pairs(self) -> str:
@@ -124,6 +127,9 @@ class Stage:
         if bool(self.taps) != (self.head is not None):
             raise ValueError(checks.message(f"both `taps` and `head` in {where}, or neither", "one of them"))
         checks.integer(f"`cell` of {where}", self.cell, least=1)
+        if self.labelled is not None and not self.labels:
+            got = f"`ids` {self.pairs!r}, which see none"
+            raise ValueError(checks.message(f"labels in {where}, which has `labelled`", got))
         if self.pairs == "places" and self.copies < 2:
             expected = f"two or more copies in {where}, where positives are the same places"
             raise ValueError(checks.message(expected, f"copies={self.copies}"))
@@ -214,13 +220,25 @@ class Compute:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides the result of one run, and the machine it is made on."""
+    """Everything that decides the result of one run, and the machine it is made on.
+
+    Attributes:
+        data: The folder of the data set.
+        method: What is done.
+        scale: At what size.
+        labelled: A fraction of the training patients, or a count of them.
+        seed: Of the split, the network and the order of the slices.
+        scored: Whose patients the finished network is scored on. What a choice may depend on is scored on validation
+            patients: no test patient is opened then.
+        compute: The machine.
+    """
 
     data: str
     method: Method
     scale: Scale
     labelled: int | float = 0.2
     seed: int = 0
+    scored: Literal["test", "validation"] = "test"
     compute: Compute = field(default_factory=Compute)
 
     def schedule(self, stage: Stage) -> Schedule:

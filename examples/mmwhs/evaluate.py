@@ -1,6 +1,6 @@
 """Dice, IoU and pixel accuracy: pooled over all test slices, as in the paper, and volume by volume."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -60,9 +60,9 @@ def probabilities(net: nn.Module, images: np.ndarray, device: torch.device) -> T
 
 
 def evaluate(
-    net: nn.Module, store: SliceStore, split: Split, *, device: torch.device
+    net: nn.Module, store: SliceStore, split: Split, part: Literal["test", "validation"], *, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Scores a network on the test patients, and keeps a slice of a few of them to look at.
+    """Scores a network on the test patients, or those for validation, and keeps a slice of a few of them to look at.
 
     Returns:
         The metrics as plain values: ``pooled`` over the slices at the size of training, and ``volumes``, each on
@@ -70,7 +70,7 @@ def evaluate(
     """
     dataset, description = store.dataset, store.dataset.description
     classes = len(description.classes) + 1
-    cases = dataset.cases_of(split.test)
+    cases = dataset.cases_of(getattr(split, part))
     shown = {cases[i].id for i in np.linspace(0, len(cases) - 1, min(SHOWN, len(cases))).round().astype(int)}
     pooled = MulticlassConfusionMatrix(classes, sync_on_compute=False)
     volumes: dict[str, Any] = {}

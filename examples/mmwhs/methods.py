@@ -1,9 +1,10 @@
 """Methods and scales from YAML files: what they share is said once, and any of it can be overridden.
 
-A method file may say ``extends: NAME``, the name of a built-in method or of another in the same file: it then says
-only what differs. Mappings are merged key by key; everything else, lists included, replaces what was there; null takes
+A method file may say ``extends: NAME``, the name of a built-in method, of another in the same file, or
+``FILE.yaml:NAME`` of one in a file beside it: it then says only what differs. Mappings are merged key by key; everything else, lists included, replaces what was there; null takes
 it away. A key at the top may be a dotted path. Stages are a mapping from their names, and the one called ``finetune``
-runs last. A file may hold several methods, by name, below ``methods:``; ``variants.yaml`` is one.
+runs last. A file may hold several methods, by name, below ``methods:``; ``variants.yaml`` is one. ``FILE.yaml:NAME``
+is one of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,8 +116,13 @@ def lay(base: Any, change: Mapping[str, Any]) -> Any:
 
 def _read(kind: type, source: str | Path, chain: Sequence[str] = ()) -> dict[str, Any]:
     """Name -> plain values, extended; of a file or a built-in name."""
-    path, word = Path(source), kind.__name__.lower()
-    if path.suffix not in (".yaml", ".yml"):
+    place, colon, name = str(source).rpartition(":")
+    if not colon or Path(place).suffix not in (".yaml", ".yml"):
+        place, name = str(source), ""
+    path, word = Path(place), kind.__name__.lower()
+    if path.suffix in (".yaml", ".yml"):
+        path = Path(chain[-1]).parent / path if chain else path  # beside the file that extends it
+    else:
         checks.one_of(word, str(source), built_in(kind))
         path = FOLDERS[kind] / f"{source}.yaml"
     if not path.is_file():
@@ -126,8 +132,12 @@ def _read(kind: type, source: str | Path, chain: Sequence[str] = ()) -> dict[str
     content, chain = read(path), (*chain, str(path))
     if kind is Method and isinstance(content, dict) and set(content) == {"methods"}:
         held = content["methods"]
-        return {name: _extended(values, {k: v for k, v in held.items() if k != name}, chain)
-                for name, values in held.items()}  # fmt: skip
+        if name:
+            checks.one_of(f"method in {path}", name, held)
+        return {each: _extended(values, {k: v for k, v in held.items() if k != each}, chain)
+                for each, values in held.items() if name in ("", each)}  # fmt: skip
+    if name:
+        raise ValueError(checks.message(f"{path} to hold several methods below `methods:`", "one method"))
     return {path.stem: _extended(content, {}, chain)}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from examples.mmwhs import config, files
 from examples.mmwhs.datasets import open_dataset
@@ -95,6 +95,7 @@ def jobs(
     scale: config.Scale,
     labelled: Sequence[float | int],
     seeds: Iterable[int],
+    scored: Literal["test", "validation"] = "test",
     compute: config.Compute,
     cache: Path,
 ) -> list[Job]:
@@ -107,7 +108,7 @@ def jobs(
     for seed in seeds:
         for count in labelled:
             for name, method in methods.items():
-                settings = config.Run(data, method, scale, labelled=count, seed=seed, compute=compute)
+                settings = config.Run(data, method, scale, labelled=count, seed=seed, scored=scored, compute=compute)
                 setup = Setup.of(settings, cache, dataset)
                 job = Job(name, settings, tuple(setup.keys()), setup.key())
                 planned.setdefault(job.label, job)

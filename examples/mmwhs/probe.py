@@ -43,25 +43,46 @@ def probe(run: Path) -> dict[str, dict[str, float | None]]:
         raise ValueError(checks.message(f"{run} to be the folder of a finished run", "no metrics.json in it"))
     content = methods.read(run / "config.yaml")
     setup = Setup.of(config.parse(config.Run, content, where=str(run)), run / "cache")
-    plane = (setup.dataset.description.main_plane,)
-    training = training_slices(setup.store, setup.split, "probe", plane, labels=True, empty=False)
-    validation = evaluation_slices(setup.store, setup.split, "validation")
+    training, validation = slices_of(setup)
     found: dict[str, dict[str, float | None]] = {}
     pictures: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     stages = [stage.name for stage in setup.settings.method.stages]
     for number, name in enumerate(["random", *stages]):
         weights = files.load(run / f"{number}-{name}" / "weights.pt") if number else None
         net = setup.network(None, weights).eval()
-        fitted, scored = features(net, training), features(net, validation)
-        found[name], pictures[name] = {}, {}
-        for level in LEVELS:
-            found[name][level] = score(fit(*fitted[level], setup.classes), *scored[level], setup.classes)
-            if level in DRAWN:
-                pictures[name][level] = axes_of(*scored[level], setup.classes)
+        scored = features(net, validation)
+        found[name] = levels(features(net, training), scored, setup.classes)
+        pictures[name] = {level: axes_of(*scored[level], setup.classes) for level in DRAWN}
     files.write_json(run / "probe.json", found)
     draw_scores(run / "probe.png", found)
     draw_features(run / "features.png", pictures, setup.dataset.description.classes)
     return found
+
+
+def probe_weights(setup: Setup, weights: Mapping[str, Tensor] | None) -> dict[str, float | None]:
+    """Level -> mean Dice of the structures of a linear probe, as in `probe`, of a network with some weights.
+
+    Args:
+        setup: What the run stands on.
+        weights: Of the network; None is how it starts.
+    """
+    training, validation = slices_of(setup)
+    net = setup.network(None, weights).eval()
+    return levels(features(net, training), features(net, validation), setup.classes)
+
+
+def slices_of(setup: Setup) -> tuple[SliceDataset, SliceDataset]:
+    """Slices to fit on, of the labelled patients, and to score on, of those for validation."""
+    plane = (setup.dataset.description.main_plane,)
+    training = training_slices(setup.store, setup.split, "probe", plane, labels=True, empty=False)
+    return training, evaluation_slices(setup.store, setup.split, "validation")
+
+
+def levels(
+    fitted: Mapping[str, tuple[Tensor, Tensor]], scored: Mapping[str, tuple[Tensor, Tensor]], classes: int
+) -> dict[str, float | None]:
+    """Level -> mean Dice of a probe fitted on some features and scored on others."""
+    return {level: score(fit(*fitted[level], classes), *scored[level], classes) for level in LEVELS}
 
 
 @torch.no_grad()

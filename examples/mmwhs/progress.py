@@ -87,8 +87,9 @@ class View:
         return grid
 
     def table(self) -> Table:
-        """Test Dice so far: mean and standard deviation over the runs that are done."""
-        shown = Table(title="Test Dice", title_justify="left")
+        """Dice so far: mean and standard deviation over the runs that are done."""
+        part = self.planned[0].settings.scored if self.planned else "test"
+        shown = Table(title=f"{part.capitalize()} Dice", title_justify="left")
         counts = list(dict.fromkeys(str(job.settings.labels) for job in self.planned))
         shown.add_column("method")
         for count in counts:

@@ -96,7 +96,8 @@ def train(
     """
     settings, stage = setup.settings, setup.settings.method.stages[number]
     net = setup.network(stage, before)
-    training = training_slices(setup.store, setup.split, stage.name, setup.planes(stage), labels=stage.labels)
+    split = setup.split_of(stage)
+    training = training_slices(setup.store, split, stage.name, setup.planes(stage), labels=stage.labels)
     validation = None
     if stage.kind == "finetune":
         validation = evaluation_slices(setup.store, setup.split, "validation")
@@ -122,7 +123,7 @@ def train(
 def conclude(
     setup: Setup, weights: Mapping[str, Any] | None, facts: Mapping[str, Any], model: Path | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Scores the final weights on the test patients: what ``metrics.json`` holds, and the arrays of an overlay.
+    """Scores the final weights on the patients that the settings name: what ``metrics.json`` holds, and the arrays of an overlay.
 
     Args:
         setup: What the run stands on.
@@ -134,7 +135,7 @@ def conclude(
     net = setup.network(None, weights)
     if model is not None:
         export(model, net, setup.architecture, setup.store)
-    metrics, pictures = evaluate(net, setup.store, setup.split, device=device(settings.compute))
+    metrics, pictures = evaluate(net, setup.store, setup.split, settings.scored, device=device(settings.compute))
     about = {
         "method": settings.method.title,
         "data": described.name,
@@ -143,6 +144,7 @@ def conclude(
         "structures": list(described.classes),
         "labelled": list(setup.split.labelled),
         "seed": settings.seed,
+        "scored": settings.scored,
         "parameters": sum(p.numel() for p in net.parameters()),
         "stages": dict(facts),
     }

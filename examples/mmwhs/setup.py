@@ -58,6 +58,12 @@ class Setup:
             "norm": scale.norm,
         }
 
+    def split_of(self, stage: config.Stage) -> Split:
+        """The split as a stage has it, whose labelled patients may be its own."""
+        if stage.labelled is None:
+            return self.split
+        return make_split(self.dataset, labelled=stage.labelled, seed=self.settings.seed)
+
     def planes(self, stage: config.Stage) -> tuple[str, ...]:
         """The planes whose slices a stage sees."""
         described = self.dataset.description
@@ -87,7 +93,7 @@ class Setup:
         """
         keys: list[str] = []
         for stage in self.settings.method.stages:
-            patients = self.split.labelled if stage.labels else self.split.train
+            patients = self.split_of(stage).labelled if stage.labels else self.split.train
             decides = {
                 "format": FORMAT,
                 "data": self._files(patients),
@@ -105,7 +111,8 @@ class Setup:
 
     def key(self) -> str:
         """A digest of all that decides the result of the run."""
-        return digest({"format": FORMAT, "last": self.keys()[-1], "test": self._files(self.split.test)})
+        part = self.settings.scored
+        return digest({"format": FORMAT, "last": self.keys()[-1], part: self._files(getattr(self.split, part))})
 
     def _files(self, patients: Collection[str]) -> list[Any]:
         """What the cases of some patients are: their names, the sizes of their files, and what labels mean."""

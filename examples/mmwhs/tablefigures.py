@@ -84,7 +84,7 @@ def draw_runs(path: Path, grid: Grid, counts: Sequence[str]) -> None:
     handles += [Line2D([], [], color=colour[seed], label=f"seed {seed}", **dot) for seed in seeds]
     if any(stuck(result) for each in grid.cells.values() for result in each.values()):
         handles.append(Line2D([], [], color=INK, marker="x", linestyle="", markersize=5, label="stuck"))
-    _rows(path, grid, methods, counts, draw, "test Dice", handles)
+    _rows(path, grid, methods, counts, draw, f"{grid.part} Dice", handles)
 
 
 def draw_differences(path: Path, grid: Grid, counts: Sequence[str], baseline: str) -> None:
@@ -113,7 +113,7 @@ def draw_differences(path: Path, grid: Grid, counts: Sequence[str], baseline: st
         Line2D([], [], color=ACCENT, marker="D", markersize=4.5, linewidth=1.6, label="interval without 0"),
         Line2D([], [], color=SOFT, marker="o", markersize=3.5, linestyle="", label="one pair"),
     ]
-    title = f"difference in test Dice to {grid.methods[baseline]}"
+    title = f"difference in {grid.part} Dice to {grid.methods[baseline]}"
     _rows(path, grid, compared, counts, draw, title, handles)
 
 
@@ -156,7 +156,7 @@ def draw_ablation(path: Path, grid: Grid, bars: Sequence[str], count: str, paper
     low, high = max(0.0, min(lows) - 6), min(104.0, max(tops) + 5)
     axis.set_ylim(low, high)
     axis.set_xticks(places, [_wrapped(grid.methods[name]) for name in bars])
-    axis.set_ylabel(f"test Dice (%), {labelled_text(count)}", fontsize=9)
+    axis.set_ylabel(f"{grid.part} Dice (%), {labelled_text(count)}", fontsize=9)
     _plain(axis, grid="y")
     axis.tick_params(labelsize=8.5)
     _save(figure, path)

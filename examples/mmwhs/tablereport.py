@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from examples.mmwhs import files
-from examples.mmwhs.compare import METRICS, Difference, Grid, labelled_text, stuck
+from examples.mmwhs.compare import METRICS, Difference, Grid, labelled_text, scored, stuck
 from examples.mmwhs.figures import draw_overlay
 from examples.mmwhs.report import embedded, environment
 from examples.mmwhs.tablefigures import draw_ablation, draw_differences, draw_learning, draw_runs
@@ -36,10 +36,11 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], pictures: Path, *, or
         The page.
 
     Raises:
-        ValueError: There is no result, or they are of several data sets.
+        ValueError: There is no result, or they are of several data sets, or some on test patients and some not.
     """
-    if len({result["data"] for result in results}) != 1:
-        raise ValueError(checks.message("runs on one data set to report on", sorted({r["data"] for r in results})))
+    if len({(result["data"], scored(result)) for result in results}) != 1:
+        got = sorted({f"{r['data']} ({scored(r)})" for r in results})
+        raise ValueError(checks.message("runs scored on one part of one data set to report on", got))
     grid = Grid.of(results, order)
     counts = [count for count in grid.counts if sum(bool(grid.results(name, count)) for name in grid.methods) > 1]
     counts = counts or list(grid.counts[:1])
