@@ -1,4 +1,4 @@
-"""The figures of a table: every run, paired differences, the bars of Fig. 3, learning curves, and overlays."""
+"""The figures of a table: every run, paired differences, the bars of Fig. 3, learning curves, and probes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
@@ -207,4 +207,31 @@ def draw_learning(path: Path, grid: Grid, count: str) -> None:
     shown = [name for name in grid.methods if any(name in each for each in curves.values())]
     handles = [Line2D([], [], label=grid.methods[name], **looks[name]) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def draw_probe(path: Path, grid: Grid, count: str) -> None:
+    """A row for every method, a column for every level: the probe before fine-tuning, as the mean over the seeds."""
+    rows: dict[str, dict[str, float]] = {}
+    for name in grid.methods:
+        probes = [result["probe"] for result in grid.results(name, count).values() if "probe" in result]
+        for level in probes[0] if probes else ():
+            found = [probe[level] for probe in probes if probe[level] is not None]
+            rows.setdefault(name, {})[level] = float(np.mean(found)) if found else np.nan
+    if not rows:
+        return
+    values = np.asarray([list(row.values()) for row in rows.values()])
+    names = [level.replace("coder.blocks", "c").replace("encoder.", "") for level in next(iter(rows.values()))]
+    figure = Figure(figsize=(2.6 + 0.55 * len(names), 0.7 + 0.27 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    top = float(np.nanmax(values))
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=max(top, 0.01), aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        shade = "white" if value > 0.6 * top else INK
+        axis.text(column, row, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=7.5, color=shade)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axis.set_yticks(range(len(rows)), [grid.methods[name] for name in rows])
+    axis.set_title(f"{labelled_text(count)}: validation Dice of a linear probe", fontsize=9, loc="left")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(labelsize=8, length=0)
     _save(figure, path)

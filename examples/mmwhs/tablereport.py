@@ -13,13 +13,13 @@ from examples.mmwhs import files
 from examples.mmwhs.compare import METRICS, Difference, Grid, labelled_text, scored, stuck
 from examples.mmwhs.figures import draw_overlay
 from examples.mmwhs.report import embedded, environment
-from examples.mmwhs.tablefigures import draw_ablation, draw_differences, draw_learning, draw_runs
+from examples.mmwhs.tablefigures import draw_ablation, draw_differences, draw_learning, draw_probe, draw_runs
 from mmgl_losses import checks
 
 PAPER = Path(__file__).parent / "paper.yaml"
 BASELINE = "random"
 OTHERS = ("random", "global", "global_local", "semicontrast", "pcl", "moco", "random_ds", "supervised_planes")
-BARS = ("random", "random_ds", "global_multiscale", "global_multiview", "mmgl_334")
+BARS = ("random", "random_ds", "global_multiscale", "global_multiview")  # and MMGL with their portfolio
 SHOWN = ("random", "global", "global_local", "semicontrast", "mmgl", "mmgl_334")  # in an overlay, as in Fig. 2
 
 
@@ -48,17 +48,18 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], pictures: Path, *, or
     files.write_text(out / "runs.csv", _csv(run_rows(results)))
     files.write_text(out / "table.csv", _csv(table_rows(grid, paper)))
     files.write_text(out / "table.md", markdown(grid, counts, paper))
-    for name in ("runs", "differences", "ablation", "learning", "overlay"):
+    for name in ("runs", "differences", "ablation", "learning", "probe", "overlay"):
         (out / f"{name}.png").unlink(missing_ok=True)
     draw_runs(out / "runs.png", grid, counts)
     if BASELINE in grid.methods:
         draw_differences(out / "differences.png", grid, counts, BASELINE)
-    bars = [name for name in BARS if name in grid.methods]
+    bars = bars_of(grid)
     at = ablation_count(grid, bars, counts)
     if at is not None:
-        theirs = {name: paper["ablation"][name] for name in bars}
+        theirs = {name: paper["ablation"].get(name, paper["ablation"]["mmgl_334"]) for name in bars}
         draw_ablation(out / "ablation.png", grid, bars, at, theirs)
     draw_learning(out / "learning.png", grid, counts[0])
+    draw_probe(out / "probe.png", grid, counts[0])
     shown = overlay(out / "overlay.png", grid, counts, pictures)
     first = next(iter(results))
     page = environment().get_template("table.html.jinja").render(
@@ -94,6 +95,19 @@ def _paper(paper: Mapping[str, Any], name: str, count: str) -> Sequence[float | 
 
 def _one(grid: Grid, name: str) -> Mapping[str, Any]:
     return next(iter(next(each for (method, _), each in grid.cells.items() if method == name).values()))
+
+
+def bars_of(grid: Grid) -> list[str]:
+    """The methods of Fig. 3 that are there, the last of them MMGL with the portfolio of the others."""
+    bars = [name for name in BARS if name in grid.methods]
+    portfolios = {name: _portfolio(_one(grid, name)) for name in ("random_ds", "mmgl_334", "mmgl") if name in grid.methods}
+    wanted = portfolios.pop("random_ds", None)
+    return bars + [name for name, weights in portfolios.items() if weights == wanted][:1]
+
+
+def _portfolio(result: Mapping[str, Any]) -> Any:
+    """The weights of fine-tuning."""
+    return result["settings"]["method"]["stages"][-1]["loss"]["options"]["weights"]
 
 
 def ablation_count(grid: Grid, bars: Sequence[str], counts: Sequence[str]) -> str | None:

@@ -21,7 +21,8 @@ from examples.mmwhs.module import StageModule
 from mmgl_losses import UNet
 from tests.examples.tiny import SCALE, settings, write_tree
 
-VARIANTS, SMALL = (Path(methods.__file__).parent / name for name in ("variants.yaml", "methods64.yaml"))
+HERE = Path(methods.__file__).parent
+VARIANTS, SMALL = HERE / "variants.yaml", HERE / "methods64.yaml"
 NET = partial(UNet, 1, 3, channels=(4, 8, 8, 8, 8), norm="batch")
 KNOWN = methods.load_all([*methods.built_in(config.Method), VARIANTS])
 
@@ -68,6 +69,30 @@ def test_variants_each_change_something() -> None:
     assert len({str(KNOWN[name].stages) for name in [*held, "mmgl"]}) == len(held) + 1
 
 
+def test_the_files_for_small_slices_change_one_thing_each() -> None:
+    small = methods.load_all([SMALL])
+    variants = methods.load_all([HERE / "variants64.yaml"])
+    assert variants["mmgl"] == small["mmgl"]
+    assert len({str(method.stages) for method in variants.values()}) == len(variants)
+    others = methods.load_all([HERE / "others64.yaml"])
+    assert not set(others) & set(small)
+    for name, base in (("mmgl_all_labels", "mmgl"), ("semicontrast_all_labels", "semicontrast")):
+        before, local, after = others[name].stages
+        assert [before, replace(local, labelled=None), after] == small[base].stages
+        assert local.labelled == 1.0
+
+
+def test_every_method_has_the_same_trials() -> None:
+    small, trials = methods.load_all([SMALL]), methods.load_all([HERE / "trials64.yaml"])
+    ours = {name: method for name, method in small.items() if name != "full"}  # the ceiling is tuned by nobody
+    changes = {"": {}, "_slow": {"schedule": "finetune_slow"}, "_strong": {"augmentation": "segmentation_strong"}}
+    assert set(trials) == {f"{name}{kind}" for name in ours for kind in changes}
+    for name, method in ours.items():
+        for kind, change in changes.items():
+            *before, last = method.stages
+            assert trials[f"{name}{kind}"].stages == [*before, replace(last, **change)]
+
+
 def test_overrides(tmp_path: Path) -> None:
     changed = methods.load(config.Method, "mmgl", ["stages.local.loss.options.formula=mmgl", "stages.global.taps=[up]"])
     assert changed.stages[1].loss.options["formula"] == "mmgl"
@@ -94,6 +119,17 @@ def test_files_extend_one_another_without_a_circle(tmp_path: Path) -> None:
     mine = methods.load_all([path])
     assert mine["mmgl"] == replace(KNOWN["mmgl"], title="mine")
     assert (mine["b"].title, len(mine["b"].stages)) == ("mine", 2)
+    beside = tmp_path / "beside.yaml"
+    beside.write_text("methods: {c: {extends: 'mine.yaml:b', title: other}}")
+    assert methods.load_all([f"{path}:mmgl", beside]) == {
+        "mmgl": mine["mmgl"],
+        "c": replace(mine["b"], title="other"),
+    }
+    with pytest.raises(ValueError, match="method in .*mine.yaml"):
+        methods.load_all([f"{path}:d"])
+    path.write_text("{extends: mmgl, title: mine}")
+    with pytest.raises(ValueError, match="several methods below `methods:`"):
+        methods.load_all([f"{path}:mmgl"])
     path.write_text(f"{{extends: {path}, title: mine}}")
     with pytest.raises(ValueError, match="without a circle"):
         methods.load(config.Method, path)
@@ -107,6 +143,7 @@ def test_files_extend_one_another_without_a_circle(tmp_path: Path) -> None:
         ("mmgl", "stages.local.ids=images", "`ids` of stage 'local'"),
         ("mmgl", "stages.local.head=null", "both `taps` and `head`"),
         ("moco", "stages.global.copies=3", "two copies"),
+        ("mmgl", "stages.global.labelled=1.0", "labels in stage 'global'"),
         ("mmgl", "stages.global.copies=0", "`copies` of stage 'global'"),
     ],
 )

@@ -17,9 +17,13 @@ import yaml
 
 from examples.mmwhs import config, files, methods, plan, setup, table, tablereport, work
 from examples.mmwhs import run as module
+from examples.mmwhs.compare import Grid
+from examples.mmwhs.evaluate import evaluate
 from examples.mmwhs.module import StageModule
 from examples.mmwhs.plan import Folders, Job, Task
+from examples.mmwhs.probe import LEVELS, probe
 from examples.mmwhs.run import run, silent
+from examples.mmwhs.slices import SliceStore
 from tests.examples.tiny import SCALE, settings, write_tree
 
 NAMES = ("random", "global", "mmgl_226", "mmgl_334")
@@ -88,7 +92,65 @@ def test_a_run_of_a_table_is_what_run_makes(
         key: alone[key] for key in ("pooled", "volumes", "labelled")
     }
     assert ours["asked"] == 2
+    assert ours["probe"] == pytest.approx(probe(tmp_path / "run")["local"], rel=1e-4)
     assert config.parse(config.Method, ours["settings"]["method"], where="result") == chosen.method
+
+
+def test_scores_on_validation_open_no_test_patient(
+    data: Path, done: tuple[Folders, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = plan.jobs(
+        methods.load_all(["random"]), data=str(data), scale=SHORT, labelled=[2], seeds=[0], scored="validation",
+        compute=CPU, cache=tmp_path / "cache",
+    )  # fmt: skip
+    (plain,) = planned(data, ("random",), (2,))
+    assert job.keys == plain.keys  # the same training
+    assert job.key != plain.key
+    opened: set[str] = set()
+    for name in ("images", "labels"):
+        original = getattr(SliceStore, name)
+
+        def watched(store: SliceStore, case: Any, plane: str, original: Any = original) -> Any:
+            opened.add(case.patient)
+            return original(store, case, plane)
+
+        monkeypatch.setattr(SliceStore, name, watched)
+    folders = Folders(done[0].out, tmp_path / "results")
+    assert do(plan.tasks([job], folders), folders) == []
+    chosen = setup.Setup.of(job.settings, tmp_path / "cache")
+    assert opened == {*chosen.split.labelled, *chosen.split.validation}
+    result = files.read_json(folders.result(job))
+    assert result["scored"] == "validation"
+    net = chosen.network(None, files.load(folders.stage(job.keys[0]) / "weights.pt"))
+    expected, _ = evaluate(net, chosen.store, chosen.split, "validation", device=torch.device("cpu"))
+    assert result["pooled"] == expected["pooled"]
+    assert set(result["volumes"]) == set(expected["volumes"])
+    page = tablereport.write(tmp_path / "page", [result], tmp_path).read_text()
+    assert "Validation results" in page
+    assert "test slices" not in page
+    with pytest.raises(ValueError, match="one part of one data set"):
+        tablereport.write(tmp_path / "page", [result, *plan.read_results(done[0].results)], tmp_path)
+
+
+def test_a_stage_may_have_labels_of_its_own(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control: stage two sees every training label, fine-tuning the few; no validation or test patient ever."""
+    method = methods.load(config.Method, "mmgl", ["stages.local.labelled=1.0"])
+    seen: list[set[str]] = []
+
+    def look(stage: StageModule, slices: Any, *args: Any, **options: Any) -> None:
+        seen.append({case.patient for case in slices.training.cases})
+
+    monkeypatch.setattr(module, "fit", look)
+    chosen = setup.Setup.of(replace(settings(data, labelled=1), method=method), data.parent / "cache")
+    for number in range(3):
+        module.train(chosen, number, None, tmp_path)
+    split = chosen.split
+    assert seen == [set(split.train), set(split.train), set(split.labelled)]
+    assert len(split.labelled) == 1 < len(split.train)
+    plain = setup.Setup.of(settings(data, labelled=1), data.parent / "cache").keys()
+    assert [one == other for one, other in zip(chosen.keys(), plain, strict=True)] == [True, False, False]
+    everyone = setup.Setup.of(settings(data, labelled=1.0), data.parent / "cache").keys()
+    assert chosen.keys()[1] != everyone[1]  # asked for by the stage, and so in its key
 
 
 def test_what_decides_a_stage_is_in_its_key(data: Path, tmp_path: Path) -> None:
@@ -213,7 +275,7 @@ def test_a_run_that_fails_takes_no_other_with_it(
 def test_the_report_needs_the_results_alone(done: tuple[Folders, list[str]], tmp_path: Path) -> None:
     results = plan.read_results(done[0].results)
     page = tablereport.write(tmp_path, results, done[0].out / "pictures", order=NAMES).read_text()
-    for name in ("runs", "differences", "learning", "overlay"):
+    for name in ("runs", "differences", "learning", "probe", "overlay"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     assert "http" not in page.replace("http://www.w3.org", "")
     rows = (tmp_path / "runs.csv").read_text().splitlines()
@@ -224,6 +286,22 @@ def test_the_report_needs_the_results_alone(done: tuple[Folders, list[str]], tmp
         tablereport.write(tmp_path, [], tmp_path)
     again = tablereport.write(tmp_path / "bare", results, tmp_path / "nowhere")
     assert "What the networks see" not in again.read_text()
+
+
+def test_the_last_bar_has_the_portfolio_of_the_others(done: tuple[Folders, list[str]]) -> None:
+    template = plan.read_results(done[0].results)[0]
+
+    def bars(**portfolios: list[float]) -> list[str]:
+        results = []
+        for name, weights in portfolios.items():
+            stage = {"loss": {"options": {"weights": weights}}}
+            results.append({**template, "name": name, "settings": {"method": {"stages": [stage]}}})
+        return tablereport.bars_of(Grid.of(results))
+
+    few, many = [0.3, 0.3, 0.4], [0.2, 0.3, 0.5]
+    assert bars(random=[1.0], random_ds=many, mmgl_334=few, mmgl=many) == ["random", "random_ds", "mmgl"]
+    assert bars(random=[1.0], random_ds=few, mmgl_334=few, mmgl=many) == ["random", "random_ds", "mmgl_334"]
+    assert bars(random=[1.0], random_ds=few, mmgl=many) == ["random", "random_ds"]
 
 
 @pytest.mark.parametrize("name", methods.built_in(config.Method))
