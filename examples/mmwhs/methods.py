@@ -1,10 +1,10 @@
 """Methods and scales from YAML files: what they share is said once, and any of it can be overridden.
 
 A method file may say ``extends: NAME``, the name of a built-in method, of another in the same file, or
-``FILE.yaml:NAME`` of one in a file beside it: it then says only what differs. Mappings are merged key by key; everything else, lists included, replaces what was there; null takes
-it away. A key at the top may be a dotted path. Stages are a mapping from their names, and the one called ``finetune``
-runs last. A file may hold several methods, by name, below ``methods:``; ``variants.yaml`` is one. ``FILE.yaml:NAME``
-is one of them.
+``FILE.yaml:NAME`` of one in a file beside it: it then says only what differs. Mappings are merged key by key;
+everything else, lists included, replaces what was there; null takes it away. A key at the top may be a dotted path.
+Stages are a mapping from their names, and the one called ``finetune`` runs last. A file may hold several methods, by
+name, below ``methods:``, as ``variants.yaml`` does; ``FILE.yaml:NAME`` is one of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

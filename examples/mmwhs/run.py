@@ -123,13 +123,16 @@ def train(
 def conclude(
     setup: Setup, weights: Mapping[str, Any] | None, facts: Mapping[str, Any], model: Path | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Scores the final weights on the patients that the settings name: what ``metrics.json`` holds, and the arrays of an overlay.
+    """Scores the final weights on the patients that the settings name.
 
     Args:
         setup: What the run stands on.
         weights: Of the last stage.
         facts: Of each stage.
         model: Where to write the file that `predict` takes, or nowhere.
+
+    Returns:
+        What ``metrics.json`` holds, and the arrays of an overlay.
     """
     settings, described = setup.settings, setup.dataset.description
     net = setup.network(None, weights)

@@ -100,7 +100,9 @@ def _one(grid: Grid, name: str) -> Mapping[str, Any]:
 def bars_of(grid: Grid) -> list[str]:
     """The methods of Fig. 3 that are there, the last of them MMGL with the portfolio of the others."""
     bars = [name for name in BARS if name in grid.methods]
-    portfolios = {name: _portfolio(_one(grid, name)) for name in ("random_ds", "mmgl_334", "mmgl") if name in grid.methods}
+    portfolios = {
+        name: _portfolio(_one(grid, name)) for name in ("random_ds", "mmgl_334", "mmgl") if name in grid.methods
+    }
     wanted = portfolios.pop("random_ds", None)
     return bars + [name for name, weights in portfolios.items() if weights == wanted][:1]
 

@@ -21,7 +21,7 @@ from examples.mmwhs.compare import Grid
 from examples.mmwhs.evaluate import evaluate
 from examples.mmwhs.module import StageModule
 from examples.mmwhs.plan import Folders, Job, Task
-from examples.mmwhs.probe import LEVELS, probe
+from examples.mmwhs.probe import probe
 from examples.mmwhs.run import run, silent
 from examples.mmwhs.slices import SliceStore
 from tests.examples.tiny import SCALE, settings, write_tree
