@@ -87,6 +87,9 @@ def _many(command: ArgumentParser, *, methods: list[str], labelled: list[float |
         "--score", type=Literal["test", "validation"], default="test",
         help="on whose patients; what is chosen by scores is chosen on validation",
     )  # fmt: skip
+    command.add_argument(
+        "--baseline", type=str | None, help="what all are compared with (default: random, or the first)"
+    )
     command.add_argument("--jobs", type=int, default=2, help="runs at once: a device each, or a thread each")
     _scale(command, "small")
     group = command.add_argument_group("machine, in the words of Lightning's Trainer")
@@ -204,11 +207,15 @@ def do_table(args: Namespace, console: Console) -> int:
         compute=config.Compute(accelerator=args.accelerator, precision=args.precision, workers=args.workers),
         cache=out / "cache",
     )
+    if args.baseline is not None:
+        checks.one_of("baseline", args.baseline, methods)
     with progress.View(planned, folders, console) as view:
         state = make(planned, folders, count=checks.integer("jobs", args.jobs, least=1), show=view.show)
     view.conclude(state)
     if view.results:
-        page = tablereport.write(out, list(view.results.values()), out / "pictures", order=list(methods))
+        page = tablereport.write(
+            out, list(view.results.values()), out / "pictures", order=list(methods), baseline=args.baseline
+        )
         console.print(f"Report: {page}")
     return 1 if state.failed else 0
 

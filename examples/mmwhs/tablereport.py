@@ -23,7 +23,14 @@ BARS = ("random", "random_ds", "global_multiscale", "global_multiview")  # and M
 SHOWN = ("random", "global", "global_local", "semicontrast", "mmgl", "mmgl_334")  # in an overlay, as in Fig. 2
 
 
-def write(out: Path, results: Sequence[Mapping[str, Any]], pictures: Path, *, order: Sequence[str] = ()) -> Path:
+def write(
+    out: Path,
+    results: Sequence[Mapping[str, Any]],
+    pictures: Path,
+    *,
+    order: Sequence[str] = (),
+    baseline: str | None = None,
+) -> Path:
     """Writes ``runs.csv``, ``table.csv``, ``table.md``, the figures, and ``report.html``.
 
     Args:
@@ -31,12 +38,13 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], pictures: Path, *, or
         results: Finished runs on one data set, as a table leaves them.
         pictures: The folder of the overlays' arrays; those that are not there are left out.
         order: Names of methods in the order of the report.
+        baseline: The method that all are compared with; random initialisation, or the first, by default.
 
     Returns:
         The page.
 
     Raises:
-        ValueError: There is no result, or they are of several data sets, or some on test patients and some not.
+        ValueError: There is no result, the baseline has none, or they are of several data sets, or some on test patients and some not.
     """
     if len({(result["data"], scored(result)) for result in results}) != 1:
         got = sorted({f"{r['data']} ({scored(r)})" for r in results})
@@ -44,15 +52,17 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], pictures: Path, *, or
     grid = Grid.of(results, order)
     counts = [count for count in grid.counts if sum(bool(grid.results(name, count)) for name in grid.methods) > 1]
     counts = counts or list(grid.counts[:1])
+    if baseline is None:
+        baseline = BASELINE if BASELINE in grid.methods else next(iter(grid.methods))
+    checks.one_of("baseline", baseline, grid.methods)
     paper = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
     files.write_text(out / "runs.csv", _csv(run_rows(results)))
-    files.write_text(out / "table.csv", _csv(table_rows(grid, paper)))
-    files.write_text(out / "table.md", markdown(grid, counts, paper))
+    files.write_text(out / "table.csv", _csv(table_rows(grid, paper, baseline)))
+    files.write_text(out / "table.md", markdown(grid, counts, paper, baseline))
     for name in ("runs", "differences", "ablation", "learning", "probe", "overlay"):
         (out / f"{name}.png").unlink(missing_ok=True)
     draw_runs(out / "runs.png", grid, counts)
-    if BASELINE in grid.methods:
-        draw_differences(out / "differences.png", grid, counts, BASELINE)
+    draw_differences(out / "differences.png", grid, counts, baseline)
     bars = bars_of(grid)
     at = ablation_count(grid, bars, counts)
     if at is not None:
@@ -68,7 +78,8 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], pictures: Path, *, or
         counts=counts,
         metrics=list(METRICS),
         table=body(grid, counts, paper),
-        comparisons=comparisons(grid, counts),
+        baseline=grid.methods[baseline],
+        comparisons=comparisons(grid, counts, baseline),
         stuck={f"{r['name']}-{r['asked']}-{r['seed']}": stuck(r) for r in results if stuck(r)},
         runs=run_rows(results),
         paper=paper["citation"],
@@ -132,7 +143,7 @@ def run_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def table_rows(grid: Grid, paper: Mapping[str, Any]) -> list[dict[str, Any]]:
+def table_rows(grid: Grid, paper: Mapping[str, Any], baseline: str) -> list[dict[str, Any]]:
     """A row for every method, number of labelled patients and metric, with everything there is to say about it."""
     rows = []
     for (name, count), results in grid.cells.items():
@@ -143,7 +154,7 @@ def table_rows(grid: Grid, paper: Mapping[str, Any]) -> list[dict[str, Any]]:
             row |= {"mean": _rounded(summary.mean), "sd": _rounded(summary.sd)}
             row["stuck"] = sum(bool(stuck(result)) for result in results.values())
             row["paper"] = _paper(paper, name, count)[place]
-            for other, label in ((BASELINE, "random"), (best, "best baseline")):
+            for other, label in ((baseline, "baseline"), (best, "best other")):
                 there = other is not None and other in grid.methods and other != name
                 found = grid.compare(name, other, count, metric) if there and other else Difference(())
                 row |= {f"{label}": other if there else None, f"{label}: pairs": len(found.values)}
@@ -172,24 +183,24 @@ def body(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any]) -> list[di
     return rows
 
 
-def comparisons(grid: Grid, counts: Sequence[str]) -> list[dict[str, Any]]:
+def comparisons(grid: Grid, counts: Sequence[str], baseline: str) -> list[dict[str, Any]]:
     """Paired differences in Dice to the baseline and to the best other method."""
     rows = []
     for count in counts:
         for name, title in grid.methods.items():
             best = grid.best((other for other in OTHERS if other != name), count)
-            for other in dict.fromkeys((BASELINE, best)):
+            for other in dict.fromkeys((baseline, best)):
                 if other in grid.methods and other != name and other is not None:
                     found = grid.compare(name, other, count)
                     if found.values:
-                        kind = "best baseline" if other != BASELINE else ""
+                        kind = "best other" if other != baseline else ""
                         rows.append({"count": count, "title": title, "other": grid.methods[other], "kind": kind,
                                      "found": found})  # fmt: skip
     return rows
 
 
-def markdown(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any]) -> str:
-    """The main table as Markdown, mean ± standard deviation (runs), the paper's Dice beside ours."""
+def markdown(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any], baseline: str) -> str:
+    """The main table as Markdown, mean ± standard deviation (runs), the paper's beside ours; and the differences."""
     head = ["method", *(f"{metric}, {labelled_text(count)}" for count in counts for metric in METRICS)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in body(grid, counts, paper):
@@ -209,7 +220,25 @@ def markdown(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any]) -> str
     lines.append(
         f"\nMean ± standard deviation (runs); in square brackets, where there is one, {paper['citation']}, on MM-WHS."
     )
+    titles = [labelled_text(count) for count in counts]
+    lines += [
+        "",
+        f"| difference to {grid.methods[baseline]} | {' | '.join(titles)} |",
+        "|" + "---|" * (len(counts) + 1),
+    ]
+    for name, title in grid.methods.items():
+        found = [grid.compare(name, baseline, count) for count in counts]
+        if name != baseline and any(each.values for each in found):
+            lines.append(f"| {title} | {' | '.join(map(_difference, found))} |")
+    lines.append("\nMean paired difference in Dice (95 % interval; pairs).")
     return "\n".join(lines) + "\n"
+
+
+def _difference(found: Difference) -> str:
+    if found.mean is None:
+        return "–"
+    between = "" if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}; "
+    return f"{found.mean:+.3f} ({between}{len(found.values)})"
 
 
 def overlay(path: Path, grid: Grid, counts: Sequence[str], pictures: Path) -> tuple[str, int] | None:

@@ -282,8 +282,16 @@ def test_the_report_needs_the_results_alone(done: tuple[Folders, list[str]], tmp
     assert len(rows) == 9
     dice = np.mean([r["pooled"]["dice"]["mean"] for r in results if (r["name"], r["asked"]) == ("mmgl_226", 1)])
     assert f"{dice:.3f}" in (tmp_path / "table.md").read_text().split("MMGL (2:2:6) |")[1].split("(1)")[0]
-    with pytest.raises(ValueError, match="one data set"):
+    with pytest.raises(ValueError, match="one part of one data set"):
         tablereport.write(tmp_path, [], tmp_path)
+    other = tablereport.write(tmp_path / "other", results, tmp_path, order=NAMES, baseline="mmgl_226").read_text()
+    assert "Against MMGL (2:2:6)" in other
+    ours, theirs = ({r["seed"]: r["pooled"]["dice"]["mean"] for r in results if (r["name"], r["asked"]) == (name, 2)}
+                    for name in ("random", "mmgl_226"))  # fmt: skip
+    said = (tmp_path / "other" / "table.md").read_text().split("difference to MMGL (2:2:6)")[1]
+    assert f"{ours[0] - theirs[0]:+.3f} (1)" in said.split("| Random |")[1].split("|")[1]
+    with pytest.raises(ValueError, match="baseline"):
+        tablereport.write(tmp_path / "other", results, tmp_path, baseline="mmgl")
     again = tablereport.write(tmp_path / "bare", results, tmp_path / "nowhere")
     assert "What the networks see" not in again.read_text()
 
