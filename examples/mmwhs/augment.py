@@ -49,7 +49,6 @@ AUGMENTATIONS = {
     "contrast_mild": Settings(rotation=15.0, zoom=(0.9, 1.3), shift=0.08, **MILD),
     "local": Settings(rotation=15.0, zoom=(0.8, 1.3), shift=0.05, **STRONG),
     "segmentation": Settings(rotation=15.0, zoom=(0.8, 1.3), shift=0.05, **MILD),
-    "segmentation_strong": Settings(rotation=15.0, zoom=(0.8, 1.3), shift=0.05, **STRONG),
     "segmentation_elastic": Settings(rotation=15.0, zoom=(0.8, 1.3), shift=0.05, elastic=0.5, **MILD),
 }
 
