@@ -90,6 +90,7 @@ def _many(command: ArgumentParser, *, methods: list[str], labelled: list[float |
     command.add_argument(
         "--baseline", type=str | None, help="what all are compared with (default: random, or the first)"
     )
+    command.add_argument("--report", action="store_true", help="only report on the runs that are done already")
     command.add_argument("--jobs", type=int, default=2, help="runs at once: a device each, or a thread each")
     _scale(command, "small")
     group = command.add_argument_group("machine, in the words of Lightning's Trainer")
@@ -191,7 +192,7 @@ def do_demo(args: Namespace, console: Console) -> None:
 def do_table(args: Namespace, console: Console) -> int:
     """Trains what is missing of a table and reports on all of it."""
     from examples.mmwhs import plan, progress, tablereport
-    from examples.mmwhs.table import make
+    from examples.mmwhs.table import State, make
 
     data = str(Path(args.data).resolve())
     out = args.out or Path("runs") / f"table-{Path(data).name}"
@@ -209,8 +210,9 @@ def do_table(args: Namespace, console: Console) -> int:
     )
     if args.baseline is not None:
         checks.one_of("baseline", args.baseline, methods)
+    jobs = checks.integer("jobs", args.jobs, least=1)
     with progress.View(planned, folders, console) as view:
-        state = make(planned, folders, count=checks.integer("jobs", args.jobs, least=1), show=view.show)
+        state = State(total=0) if args.report else make(planned, folders, count=jobs, show=view.show)
     view.conclude(state)
     if view.results:
         page = tablereport.write(

@@ -44,7 +44,8 @@ def write(
         The page.
 
     Raises:
-        ValueError: There is no result, the baseline has none, or they are of several data sets, or some on test patients and some not.
+        ValueError: There is no result, the baseline has none, or they are of several data sets, or some of them of test
+            patients and some not.
     """
     if len({(result["data"], scored(result)) for result in results}) != 1:
         got = sorted({f"{r['data']} ({scored(r)})" for r in results})

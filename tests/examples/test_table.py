@@ -17,6 +17,7 @@ import yaml
 
 from examples.mmwhs import config, files, methods, plan, setup, table, tablereport, work
 from examples.mmwhs import run as module
+from examples.mmwhs.__main__ import main
 from examples.mmwhs.compare import Grid
 from examples.mmwhs.evaluate import evaluate
 from examples.mmwhs.module import StageModule
@@ -294,6 +295,23 @@ def test_the_report_needs_the_results_alone(done: tuple[Folders, list[str]], tmp
         tablereport.write(tmp_path / "other", results, tmp_path, baseline="mmgl")
     again = tablereport.write(tmp_path / "bare", results, tmp_path / "nowhere")
     assert "What the networks see" not in again.read_text()
+
+
+def test_a_report_alone_trains_nothing(
+    data: Path, done: tuple[Folders, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale, out = tmp_path / "scale.yaml", tmp_path / "out"
+    scale.write_text(yaml.safe_dump(asdict(SHORT)))
+    words = command(data, scale, out, 1)[3:]
+    words[words.index("--labelled") :] = ["--labelled", "1", "2", "3", "--results", str(done[0].results)]
+    assert main([*words, "--baseline", "mmgl_226", "--report"]) == 0
+    assert "4 of 6 runs are done already" in capsys.readouterr().out
+    assert "Against MMGL (2:2:6)" in (out / "report.html").read_text()
+    assert len((out / "runs.csv").read_text().splitlines()) == 5
+    assert not (out / "stages").exists()
+    assert main([*words, "--baseline", "mmgl"]) == 2  # said before anything is trained
+    assert "baseline" in capsys.readouterr().err
+    assert not (out / "stages").exists()
 
 
 def test_the_last_bar_has_the_portfolio_of_the_others(done: tuple[Folders, list[str]]) -> None:
