@@ -59,15 +59,18 @@ def probe(run: Path) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def probe_weights(setup: Setup, weights: Mapping[str, Tensor] | None) -> dict[str, float | None]:
+def probe_weights(
+    setup: Setup, weights: Mapping[str, Tensor] | None, *, device: torch.device
+) -> dict[str, float | None]:
     """Level -> mean Dice of the structures of a linear probe, as in `probe`, of a network with some weights.
 
     Args:
         setup: What the run stands on.
         weights: Of the network; None is how it starts.
+        device: Where the features are made.
     """
     training, validation = slices_of(setup)
-    net = setup.network(None, weights).eval()
+    net = setup.network(None, weights).eval().to(device)
     return levels(features(net, training), features(net, validation), setup.classes)
 
 
@@ -90,12 +93,13 @@ def features(net: nn.Module, slices: SliceDataset) -> dict[str, tuple[Tensor, Te
     """Level -> features (points, D) and labels (points,) of up to `SCORED` slices, evenly chosen."""
     chosen = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), SCORED)).round().astype(int)).tolist()
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {level: [] for level in LEVELS}
+    device = next(net.parameters()).device
     for batch in DataLoader(torch.utils.data.Subset(slices, chosen), batch_size=16):
         with FeatureTaps(net, LEVELS) as taps:
-            net(batch["image"])
+            net(batch["image"].to(device))
             for level, values in taps.read().items():
                 labels = resample(batch["label"], values.shape[2:])
-                parts[level].append((values.movedim(1, -1).flatten(0, -2), labels.flatten()))
+                parts[level].append((values.movedim(1, -1).flatten(0, -2).cpu(), labels.flatten()))
     return {level: (torch.cat([f for f, _ in each]), torch.cat([y for _, y in each])) for level, each in parts.items()}
 
 

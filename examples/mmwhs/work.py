@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from examples.mmwhs import files
 from examples.mmwhs.plan import Folders, Job, Task
 from examples.mmwhs.probe import probe_weights
-from examples.mmwhs.run import conclude, train
+from examples.mmwhs.run import conclude, device, train
 from examples.mmwhs.setup import FORMAT, Setup
 from examples.mmwhs.training import curves
 
@@ -114,7 +114,8 @@ def _conclude(task: Task, folders: Folders) -> None:
     weights = files.load(folders.stage(job.keys[-1]) / "weights.pt")
     metrics, pictures = conclude(setup, weights, facts, None)
     before = files.load(folders.stage(job.keys[-2]) / "weights.pt") if len(job.keys) > 1 else None
-    metrics["probe"] = {level: dice and float(f"{dice:.5g}") for level, dice in probe_weights(setup, before).items()}
+    probed = probe_weights(setup, before, device=device(job.settings.compute))
+    metrics["probe"] = {level: dice and float(f"{dice:.5g}") for level, dice in probed.items()}
     path = folders.pictures(job)
     files.replace(path, lambda aside: np.savez_compressed(aside, allow_pickle=False, **pictures))
     files.write_json(folders.result(job), {**_identity(job), **metrics}, indent=None)
