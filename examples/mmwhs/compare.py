@@ -90,13 +90,11 @@ class Grid:
         methods: Name -> title.
         counts: What was asked for, as text: 1 is a patient, and 1.0 all of them.
         cells: (name, count) -> seed -> result.
-        part: Whose patients they are of, in words.
     """
 
     methods: Mapping[str, str]
     counts: tuple[str, ...]
     cells: Mapping[tuple[str, str], Mapping[int, Result]]
-    part: str = "test"
 
     @classmethod
     def of(cls, results: Iterable[Result], order: Sequence[str] = ()) -> "Grid":
@@ -108,8 +106,12 @@ class Grid:
         cells: dict[tuple[str, str], dict[int, Result]] = {}
         for result in results:
             cells.setdefault((result["name"], str(result["asked"])), {})[result["seed"]] = result
-        part = " and ".join(sorted({scored(result) for result in results})) or "test"
-        return cls({name: titles[name] for name in names}, tuple(counts), cells, part)
+        return cls({name: titles[name] for name in names}, tuple(counts), cells)
+
+    @property
+    def part(self) -> str:
+        """Whose patients the results are of, in words."""
+        return " and ".join(sorted({scored(result) for each in self.cells.values() for result in each.values()}))
 
     def results(self, name: str, count: str) -> dict[int, Result]:
         """Seed -> result, by seed."""

@@ -22,6 +22,11 @@ def colours(structures: Sequence[str]) -> dict[str, str]:
     return {name: STRUCTURES[i % len(STRUCTURES)] for i, name in enumerate(structures)}
 
 
+def short(level: str) -> str:
+    """The name of a level of the network under an axis: ``dec.1`` for ``decoder.blocks.1``."""
+    return level.replace("coder.blocks", "c").replace("encoder.", "")
+
+
 def smooth(values: Sequence[float], width: int = 9) -> np.ndarray:
     """A moving mean; at both ends, the mean of what the window still covers."""
     array = np.asarray(values, dtype=float)

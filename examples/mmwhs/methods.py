@@ -7,6 +7,7 @@ Stages are a mapping from their names, and the one called ``finetune`` runs last
 name, below ``methods:``, as ``variants.yaml`` does; ``FILE.yaml:NAME`` is one of them.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -116,15 +117,13 @@ def lay(base: Any, change: Mapping[str, Any]) -> Any:
 
 def _read(kind: type, source: str | Path, chain: Sequence[str] = ()) -> dict[str, Any]:
     """Name -> plain values, extended; of a file or a built-in name."""
-    place, colon, name = str(source).rpartition(":")
-    if not colon or Path(place).suffix not in (".yaml", ".yml"):
-        place, name = str(source), ""
-    path, word = Path(place), kind.__name__.lower()
-    if path.suffix in (".yaml", ".yml"):
-        path = Path(chain[-1]).parent / path if chain else path  # beside the file that extends it
+    word, file = kind.__name__.lower(), re.fullmatch(r"(.+\.ya?ml)(?::(.*))?", str(source))
+    if file:
+        beside = Path(chain[-1]).parent if chain else Path()  # the file that extends it
+        path, name = beside / file[1], file[2]
     else:
         checks.one_of(word, str(source), built_in(kind))
-        path = FOLDERS[kind] / f"{source}.yaml"
+        path, name = FOLDERS[kind] / f"{source}.yaml", None
     if not path.is_file():
         raise ValueError(checks.message(f"`{word}` to be a built-in name or a YAML file", f"{source} (no file)"))
     if str(path) in chain:
@@ -135,7 +134,7 @@ def _read(kind: type, source: str | Path, chain: Sequence[str] = ()) -> dict[str
         if name:
             checks.one_of(f"method in {path}", name, held)
         return {each: _extended(values, {k: v for k, v in held.items() if k != each}, chain)
-                for each, values in held.items() if name in ("", each)}  # fmt: skip
+                for each, values in held.items() if not name or each == name}  # fmt: skip
     if name:
         raise ValueError(checks.message(f"{path} to hold several methods below `methods:`", "one method"))
     return {path.stem: _extended(content, {}, chain)}

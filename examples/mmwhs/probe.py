@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from examples.mmwhs import config, files, methods
 from examples.mmwhs.evaluate import scores
-from examples.mmwhs.figures import DPI, STRUCTURES
+from examples.mmwhs.figures import DPI, STRUCTURES, short
 from examples.mmwhs.setup import Setup
 from examples.mmwhs.slices import SliceDataset, evaluation_slices, training_slices
 from mmgl_losses import FeatureTaps, checks
@@ -162,8 +162,7 @@ def draw_scores(path: Path, found: Mapping[str, Mapping[str, float | None]]) -> 
     for (stage, levels), colour in zip(found.items(), ("#8a949e", *STRUCTURES), strict=False):
         values = [np.nan if dice is None else dice for dice in levels.values()]
         axis.plot(range(len(values)), values, marker="o", markersize=4, linewidth=1.4, color=colour, label=stage)
-    names = [level.replace("coder.blocks", "c").replace("encoder.", "") for level in LEVELS]
-    axis.set_xticks(range(len(LEVELS)), names, fontsize=8)
+    axis.set_xticks(range(len(LEVELS)), [short(level) for level in LEVELS], fontsize=8)
     axis.set_ylabel("Dice of a linear probe", fontsize=9)
     axis.set_ylim(0, 1)
     axis.tick_params(labelsize=8)

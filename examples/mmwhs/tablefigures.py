@@ -13,7 +13,7 @@ from scipy import stats
 
 from examples.mmwhs import files
 from examples.mmwhs.compare import METRICS, Grid, Summary, labelled_text, stuck
-from examples.mmwhs.figures import DPI, smooth
+from examples.mmwhs.figures import DPI, short, smooth
 
 INK, SOFT, ACCENT, PALE = "#1d2329", "#8a949e", "#c0392b", "#d7dce1"
 SEEDS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#7f7f7f", "#b7791f", "#2e8b57")
@@ -212,16 +212,16 @@ def draw_learning(path: Path, grid: Grid, count: str) -> None:
 
 def draw_probe(path: Path, grid: Grid, count: str) -> None:
     """A row for every method, a column for every level: the probe before fine-tuning, as the mean over the seeds."""
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float | None]] = {}
     for name in grid.methods:
         probes = [result["probe"] for result in grid.results(name, count).values() if "probe" in result]
-        for level in probes[0] if probes else ():
-            found = [probe[level] for probe in probes if probe[level] is not None]
-            rows.setdefault(name, {})[level] = float(np.mean(found)) if found else np.nan
+        if probes:
+            found = {level: tuple(p[level] for p in probes if p[level] is not None) for level in probes[0]}
+            rows[name] = {level: Summary(values).mean for level, values in found.items()}
     if not rows:
         return
-    values = np.asarray([list(row.values()) for row in rows.values()])
-    names = [level.replace("coder.blocks", "c").replace("encoder.", "") for level in next(iter(rows.values()))]
+    values = np.asarray([list(row.values()) for row in rows.values()], dtype=float)  # None is NaN
+    names = [short(level) for level in next(iter(rows.values()))]
     figure = Figure(figsize=(2.6 + 0.55 * len(names), 0.7 + 0.27 * len(rows)), layout="constrained")
     axis = figure.subplots()
     top = float(np.nanmax(values))

@@ -112,16 +112,13 @@ def _one(grid: Grid, name: str) -> Mapping[str, Any]:
 def bars_of(grid: Grid) -> list[str]:
     """The methods of Fig. 3 that are there, the last of them MMGL with the portfolio of the others."""
     bars = [name for name in BARS if name in grid.methods]
-    portfolios = {
-        name: _portfolio(_one(grid, name)) for name in ("random_ds", "mmgl_334", "mmgl") if name in grid.methods
-    }
-    wanted = portfolios.pop("random_ds", None)
-    return bars + [name for name, weights in portfolios.items() if weights == wanted][:1]
+    full = [name for name in ("mmgl_334", "mmgl") if name in grid.methods] if "random_ds" in bars else []
+    return bars + [name for name in full if _portfolio(grid, name) == _portfolio(grid, "random_ds")][:1]
 
 
-def _portfolio(result: Mapping[str, Any]) -> Any:
-    """The weights of fine-tuning."""
-    return result["settings"]["method"]["stages"][-1]["loss"]["options"]["weights"]
+def _portfolio(grid: Grid, name: str) -> Any:
+    """The weights of a method's fine-tuning."""
+    return _one(grid, name)["settings"]["method"]["stages"][-1]["loss"]["options"]["weights"]
 
 
 def ablation_count(grid: Grid, bars: Sequence[str], counts: Sequence[str]) -> str | None:

@@ -21,7 +21,7 @@ from examples.mmwhs.module import StageModule
 from mmgl_losses import UNet
 from tests.examples.tiny import SCALE, settings, write_tree
 
-HERE = Path(methods.__file__).parent
+HERE = methods.HERE
 VARIANTS, SMALL = HERE / "variants.yaml", HERE / "methods64.yaml"
 NET = partial(UNet, 1, 3, channels=(4, 8, 8, 8, 8), norm="batch")
 KNOWN = methods.load_all([*methods.built_in(config.Method), VARIANTS])
