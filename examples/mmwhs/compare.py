@@ -72,6 +72,13 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     return Difference(given, mean, mean - half, mean + half, float(t.pvalue), float(wilcoxon.pvalue))
 
 
+def best_probe(result: Result) -> tuple[str | None, float | None]:
+    """The level where a linear probe before fine-tuning read most, and its Dice; None twice where none was made."""
+    there = {level: dice for level, dice in result.get("probe", {}).items() if dice is not None}
+    level = max(there, key=lambda level: there[level], default=None)
+    return level, None if level is None else there[level]
+
+
 def scored(result: Result) -> str:
     """Whose patients a result is of: ``"test"`` or ``"validation"``."""
     return result.get("scored", "test")  # results of earlier versions are of test patients and do not say so
@@ -120,6 +127,11 @@ class Grid:
     def summary(self, name: str, count: str, metric: str) -> Summary:
         """A cell of the table."""
         values = [METRICS[metric](result) for result in self.results(name, count).values()]
+        return Summary(tuple(value for value in values if value is not None))
+
+    def probe(self, name: str, count: str) -> Summary:
+        """The linear probes before fine-tuning, each of its run's best level."""
+        values = [best_probe(result)[1] for result in self.results(name, count).values()]
         return Summary(tuple(value for value in values if value is not None))
 
     def compare(self, name: str, other: str, count: str, metric: str = "Dice") -> Difference:

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from examples.mmwhs import files
-from examples.mmwhs.compare import METRICS, Difference, Grid, labelled_text, scored, stuck
+from examples.mmwhs.compare import METRICS, Difference, Grid, best_probe, labelled_text, scored, stuck
 from examples.mmwhs.figures import draw_overlay
 from examples.mmwhs.report import embedded, environment
 from examples.mmwhs.tablefigures import draw_ablation, draw_differences, draw_learning, draw_probe, draw_runs
@@ -135,6 +135,8 @@ def run_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row |= {metric: _rounded(value(result)) for metric, value in METRICS.items()}
         row |= {name: _rounded(result["pooled"]["dice"][name]) for name in result["structures"]}
         row["Dice by volume"] = _rounded(result["per_volume"]["mean"]["mean"])
+        level, dice = best_probe(result)
+        row |= {"probe": _rounded(dice), "probe: level": level}
         row["seconds"] = round(sum(stage["seconds"] for stage in result["stages"].values()))
         row["stuck"] = "; ".join(stuck(result))
         rows.append(row)
@@ -198,38 +200,48 @@ def comparisons(grid: Grid, counts: Sequence[str], baseline: str) -> list[dict[s
 
 
 def markdown(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any], baseline: str) -> str:
-    """The main table as Markdown, mean ± standard deviation (runs), the paper's beside ours; and the differences."""
+    """Tables as Markdown: mean ± standard deviation (runs), the paper's beside ours; differences; linear probes."""
     head = ["method", *(f"{metric}, {labelled_text(count)}" for count in counts for metric in METRICS)]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for row in body(grid, counts, paper):
-        cells = []
-        for cell in row["cells"]:
-            text = "–" if cell["mean"] is None else f"{cell['mean']:.3f}"
-            text += "" if cell["sd"] is None else f" ± {cell['sd']:.3f}"
-            text = f"**{text}**" if cell["best"] and cell["mean"] is not None else text
-            text += f" ({cell['n']})" if cell["metric"] == "Dice" and cell["n"] else ""
-            text += "" if cell["paper"] is None else f" [{cell['paper']:.3f}]"
-            cells.append(text)
-        lines.append(f"| {row['title']} | {' | '.join(cells)} |")
-    for row in body(grid, counts, paper):
+    rows = body(grid, counts, paper)
+    lines = _table(head, [[row["title"], *map(_cell, row["cells"])] for row in rows])
+    for row in rows:
         for count, dice, iou, accuracy in row["own"]:
             means = ", ".join(f"{name} {s.mean:.3f}" for name, s in zip(METRICS, (dice, iou, accuracy), strict=True))
             lines.append(f"\n{row['title']} ({labelled_text(count)}): {means} ({len(dice.values)}).")
     lines.append(
-        f"\nMean ± standard deviation (runs); in square brackets, where there is one, {paper['citation']}, on MM-WHS."
+        f"\nMean ± standard deviation (runs); in square brackets, where there is one, {paper['citation']}, on MM-WHS.\n"
     )
     titles = [labelled_text(count) for count in counts]
-    lines += [
-        "",
-        f"| difference to {grid.methods[baseline]} | {' | '.join(titles)} |",
-        "|" + "---|" * (len(counts) + 1),
+    others = {name: [grid.compare(name, baseline, count) for count in counts] for name in grid.methods}
+    cells = [
+        [grid.methods[name], *map(_difference, found)]
+        for name, found in others.items()
+        if name != baseline and any(each.values for each in found)
     ]
-    for name, title in grid.methods.items():
-        found = [grid.compare(name, baseline, count) for count in counts]
-        if name != baseline and any(each.values for each in found):
-            lines.append(f"| {title} | {' | '.join(map(_difference, found))} |")
+    lines += _table([f"difference to {grid.methods[baseline]}", *titles], cells)
     lines.append("\nMean paired difference in Dice (95 % interval; pairs).")
+    probes = {name: [grid.probe(name, count) for count in counts] for name in grid.methods}
+    cells = [
+        [grid.methods[name], *("–" if each.mean is None else f"{each.mean:.3f} ({len(each.values)})" for each in found)]
+        for name, found in probes.items()
+        if any(each.values for each in found)
+    ]
+    if cells:
+        lines += ["", *_table(["linear probe before fine-tuning", *titles], cells)]
+        lines.append("\nDice on validation slices, of each run's best level: mean (runs).")
     return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    text = "–" if cell["mean"] is None else f"{cell['mean']:.3f}"
+    text += "" if cell["sd"] is None else f" ± {cell['sd']:.3f}"
+    text = f"**{text}**" if cell["best"] and cell["mean"] is not None else text
+    text += f" ({cell['n']})" if cell["metric"] == "Dice" and cell["n"] else ""
+    return text + ("" if cell["paper"] is None else f" [{cell['paper']:.3f}]")
 
 
 def _difference(found: Difference) -> str:

@@ -283,6 +283,13 @@ def test_the_report_needs_the_results_alone(done: tuple[Folders, list[str]], tmp
     assert len(rows) == 9
     dice = np.mean([r["pooled"]["dice"]["mean"] for r in results if (r["name"], r["asked"]) == ("mmgl_226", 1)])
     assert f"{dice:.3f}" in (tmp_path / "table.md").read_text().split("MMGL (2:2:6) |")[1].split("(1)")[0]
+    probes = [max(r["probe"].values()) for r in results if (r["name"], r["asked"]) == ("mmgl_226", 1)]
+    said = (tmp_path / "table.md").read_text().split("linear probe")[1]
+    assert f"{np.mean(probes):.3f} ({len(probes)})" in said.split("| MMGL (2:2:6) |")[1].split("|")[0]
+    level = next(row.split(",") for row in rows if row.startswith("mmgl_226,1,"))[
+        rows[0].split(",").index("probe: level")
+    ]
+    assert results[0]["probe"].keys() > {level}
     with pytest.raises(ValueError, match="one part of one data set"):
         tablereport.write(tmp_path, [], tmp_path)
     other = tablereport.write(tmp_path / "other", results, tmp_path, order=NAMES, baseline="mmgl_226").read_text()
