@@ -2,20 +2,21 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
 from examples.mmwhs import files
-from examples.mmwhs.compare import METRICS, Difference, Grid, best_probe, labelled_text, scored, stuck
+from examples.mmwhs.compare import METRICS, Difference, Grid, Summary, best_probe, labelled_text, scored, stuck
 from examples.mmwhs.figures import draw_overlay
 from examples.mmwhs.report import embedded, environment
 from examples.mmwhs.tablefigures import draw_ablation, draw_differences, draw_learning, draw_probe, draw_runs
 from mmgl_losses import checks
 
+T = TypeVar("T", Summary, Difference)
 PAPER = Path(__file__).parent / "paper.yaml"
 BASELINE = "random"
 OTHERS = ("random", "global", "global_local", "semicontrast", "pcl", "moco", "random_ds", "supervised_planes")
@@ -212,21 +213,13 @@ def markdown(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any], baseli
         f"\nMean ± standard deviation (runs); in square brackets, where there is one, {paper['citation']}, on MM-WHS.\n"
     )
     titles = [labelled_text(count) for count in counts]
-    others = {name: [grid.compare(name, baseline, count) for count in counts] for name in grid.methods}
-    cells = [
-        [grid.methods[name], *map(_difference, found)]
-        for name, found in others.items()
-        if name != baseline and any(each.values for each in found)
-    ]
-    lines += _table([f"difference to {grid.methods[baseline]}", *titles], cells)
+    others = {
+        name: [grid.compare(name, baseline, count) for count in counts] for name in grid.methods if name != baseline
+    }
+    lines += _table([f"difference to {grid.methods[baseline]}", *titles], _cells(grid, others, _difference))
     lines.append("\nMean paired difference in Dice (95 % interval; pairs).")
     probes = {name: [grid.probe(name, count) for count in counts] for name in grid.methods}
-    cells = [
-        [grid.methods[name], *("–" if each.mean is None else f"{each.mean:.3f} ({len(each.values)})" for each in found)]
-        for name, found in probes.items()
-        if any(each.values for each in found)
-    ]
-    if cells:
+    if cells := _cells(grid, probes, _probe):
         lines += ["", *_table(["linear probe before fine-tuning", *titles], cells)]
         lines.append("\nDice on validation slices, of each run's best level: mean (runs).")
     return "\n".join(lines) + "\n"
@@ -236,12 +229,21 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
+def _cells(grid: Grid, found: Mapping[str, Sequence[T]], text: Callable[[T], str]) -> list[list[str]]:
+    """A row of texts for every method that has anything."""
+    return [[grid.methods[name], *map(text, each)] for name, each in found.items() if any(one.values for one in each)]
+
+
 def _cell(cell: Mapping[str, Any]) -> str:
     text = "–" if cell["mean"] is None else f"{cell['mean']:.3f}"
     text += "" if cell["sd"] is None else f" ± {cell['sd']:.3f}"
     text = f"**{text}**" if cell["best"] and cell["mean"] is not None else text
     text += f" ({cell['n']})" if cell["metric"] == "Dice" and cell["n"] else ""
     return text + ("" if cell["paper"] is None else f" [{cell['paper']:.3f}]")
+
+
+def _probe(found: Summary) -> str:
+    return "–" if found.mean is None else f"{found.mean:.3f} ({len(found.values)})"
 
 
 def _difference(found: Difference) -> str:
