@@ -49,6 +49,7 @@ def _rows(
             draw(axis, float(row), name, count)
         axis.set_title(labelled_text(count), fontsize=10, loc="left")
         axis.set_xlabel(label, fontsize=9)
+        axis.locator_params(axis="x", nbins=5)
         _plain(axis, grid="x")
     axes[0].set_yticks(range(len(methods)), [grid.methods[name] for name in methods])
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
