@@ -3,17 +3,16 @@
 The processes are started once for each number of them, and work through all cases.
 """
 
-import os
 import warnings
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from mmgl_losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon
 from mmgl_losses.distributed import gather, own_numbers, total
+from tests import processes
 
 # Rows of each process: alike, uneven, one without any.
 SPLITS = {2: [(4, 4), (6, 2), (0, 4)], 4: [(2, 2, 2, 2), (4, 2, 6, 2), (2, 0, 4, 2)]}
@@ -157,29 +156,23 @@ def check_primitives(split):
     assert total(torch.tensor([rank, 1])).tolist() == [world * (world - 1) // 2, world]
 
 
-def work(rank, world, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
+def work(rank, world):
     warnings.simplefilter("error")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    try:
-        for number, split in enumerate(SPLITS[world]):
-            torch.manual_seed(number)
-            for name, make, levels, rest, whole in cases(split):
-                check(name, make, split, levels, rest, whole)
-            check_keys(split)
-            check_trained_temperature(split)
-            check_primitives(split)
-        for number, (name, make, levels, rest, whole) in enumerate(cases(SPLITS[world][1])):
-            if world == 2 and number in (0, 14, 18):
-                check(f"compiled {name}", make, SPLITS[world][1], levels, rest, whole, compiled=True)
-    finally:
-        dist.destroy_process_group()
+    for number, split in enumerate(SPLITS[world]):
+        torch.manual_seed(number)
+        for name, make, levels, rest, whole in cases(split):
+            check(name, make, split, levels, rest, whole)
+        check_keys(split)
+        check_trained_temperature(split)
+        check_primitives(split)
+    for number, (name, make, levels, rest, whole) in enumerate(cases(SPLITS[world][1])):
+        if world == 2 and number in (0, 14, 18):
+            check(f"compiled {name}", make, SPLITS[world][1], levels, rest, whole, compiled=True)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_are_one(world, tmp_path):
-    mp.spawn(work, args=(world, str(tmp_path)), nprocs=world)
+    processes.run(work, world, tmp_path, world)
 
 
 def test_without_a_process_group_it_is_the_loss_of_one_process():

@@ -1,12 +1,9 @@
 """Two processes give the gradients of one, with the defaults of DDP and FSDP."""
 
 import copy
-import os
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -14,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmgl_losses.heads import GlobalHead, LocalHead
 from mmgl_losses.taps import attach_heads
 from mmgl_losses.unet import UNet
+from tests import processes
 
 
 def model(**options):
@@ -47,57 +45,51 @@ def compare(model, reference):
             torch.testing.assert_close(whole(mine[name]), parameter.grad, rtol=1e-10, atol=1e-12, msg=name)
 
 
-def work(rank, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        share = images().chunk(2)[rank]
+def work(rank):
+    share = images().chunk(2)[rank]
 
-        # A loss on the taps alone: without freezing, DDP's second step would fail for want of gradients.
-        for output in (True, False):
-            reference = model(output=output)
-            frozen = reference.freeze_unused(loss_of(reference(images())[1]))
-            assert "net.classifier.weight" in frozen
-            loss_of(reference(images())[1]).backward()
-            wrapped = DistributedDataParallel(copy.deepcopy(reference))
-            for _ in range(3):
-                wrapped.zero_grad()
-                result, embeddings = wrapped(share)
-                assert (result is None) != output
-                loss_of(embeddings).backward()
-            compare(wrapped, reference)
-
-        # The output takes part in the loss: nothing to freeze.
-        reference = model()
-        result, embeddings = reference(images())
-        assert reference.freeze_unused(loss_of(embeddings) + result.square().mean()) == []
-        (loss_of(embeddings) + result.square().mean()).backward()
+    # A loss on the taps alone: without freezing, DDP's second step would fail for want of gradients.
+    for output in (True, False):
+        reference = model(output=output)
+        frozen = reference.freeze_unused(loss_of(reference(images())[1]))
+        assert "net.classifier.weight" in frozen
+        loss_of(reference(images())[1]).backward()
         wrapped = DistributedDataParallel(copy.deepcopy(reference))
-        for _ in range(2):
+        for _ in range(3):
             wrapped.zero_grad()
             result, embeddings = wrapped(share)
-            (loss_of(embeddings) + result.square().mean()).backward()
+            assert (result is None) != output
+            loss_of(embeddings).backward()
         compare(wrapped, reference)
 
-        # FSDP2, blocks and all.
-        sharded = model()
-        for part in (*sharded.net.encoder.blocks, sharded.net.decoder, *sharded.heads.values(), sharded):
-            fully_shard(part)
-        for _ in range(2):
-            sharded.zero_grad()
-            result, embeddings = sharded(share)
-            (loss_of(embeddings) + result.square().mean()).backward()
-        compare(sharded, reference)
+    # The output takes part in the loss: nothing to freeze.
+    reference = model()
+    result, embeddings = reference(images())
+    assert reference.freeze_unused(loss_of(embeddings) + result.square().mean()) == []
+    (loss_of(embeddings) + result.square().mean()).backward()
+    wrapped = DistributedDataParallel(copy.deepcopy(reference))
+    for _ in range(2):
+        wrapped.zero_grad()
+        result, embeddings = wrapped(share)
+        (loss_of(embeddings) + result.square().mean()).backward()
+    compare(wrapped, reference)
 
-        # Without freezing, DDP says so.
-        wrapped = DistributedDataParallel(model())
-        loss_of(wrapped(share)[1]).backward()
-        with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
-            wrapped(share)
-    finally:
-        dist.destroy_process_group()
+    # FSDP2, blocks and all.
+    sharded = model()
+    for part in (*sharded.net.encoder.blocks, sharded.net.decoder, *sharded.heads.values(), sharded):
+        fully_shard(part)
+    for _ in range(2):
+        sharded.zero_grad()
+        result, embeddings = sharded(share)
+        (loss_of(embeddings) + result.square().mean()).backward()
+    compare(sharded, reference)
+
+    # Without freezing, DDP says so.
+    wrapped = DistributedDataParallel(model())
+    loss_of(wrapped(share)[1]).backward()
+    with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
+        wrapped(share)
 
 
 def test_two_processes_are_one(tmp_path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    processes.run(work, 2, tmp_path)

@@ -1,15 +1,15 @@
 """Two processes, DDP and FSDP2, with the gathered losses: the training of one process with the whole batch."""
 
-import os
 import warnings
 
+import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.nn.parallel import DistributedDataParallel
 
+from tests import processes
 from tests.ways import plain
 
 SHARES = [torch.tensor([0, 2, 1]), torch.tensor([3])]  # rows of each process; image 0 and 1 are looks at one image
@@ -55,32 +55,35 @@ def model():
     return plain.model().eval()
 
 
-def work(rank, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
+def work(rank):
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody writes into it
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        images, labels = plain.batches()[0]
-        for output in (True, False):
-            reference, mine = model(), model()
-            train(reference, torch.arange(4), gather=False, output=output)
-            if not output:
-                loss = loss_of(mine(images), labels, INSTANCES, gather=False, output=False)
-                assert mine.freeze_unused(loss)
-            wrapped = DistributedDataParallel(mine)
-            train(wrapped, SHARES[rank], gather=True, output=output)
-            compare(wrapped, reference, f"DDP, output={output}")
-        sharded, reference = model(), model()
-        train(reference, torch.arange(4), gather=False, output=True)
-        for part in (*sharded.net.encoder.blocks, sharded.net.decoder, *sharded.heads.values(), sharded):
-            fully_shard(part)
-        train(sharded, SHARES[rank], gather=True, output=True)
-        compare(sharded, reference, "FSDP2")
-    finally:
-        dist.destroy_process_group()
+    images, labels = plain.batches()[0]
+    for output in (True, False):
+        reference, mine = model(), model()
+        train(reference, torch.arange(4), gather=False, output=output)
+        if not output:
+            loss = loss_of(mine(images), labels, INSTANCES, gather=False, output=False)
+            assert mine.freeze_unused(loss)
+        wrapped = DistributedDataParallel(mine)
+        train(wrapped, SHARES[rank], gather=True, output=output)
+        compare(wrapped, reference, f"DDP, output={output}")
+    sharded, reference = model(), model()
+    train(reference, torch.arange(4), gather=False, output=True)
+    for part in (*sharded.net.encoder.blocks, sharded.net.decoder, *sharded.heads.values(), sharded):
+        fully_shard(part)
+    train(sharded, SHARES[rank], gather=True, output=True)
+    compare(sharded, reference, "FSDP2")
 
 
 def test_two_processes_train_as_one(tmp_path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    processes.run(work, 2, tmp_path)
+
+
+def fail(rank):
+    assert rank == 0, "the second process failed"
+
+
+def test_a_failure_in_one_process_is_a_failure(tmp_path):
+    with pytest.raises(ProcessRaisedException, match="the second process failed"):
+        processes.run(fail, 2, tmp_path)
