@@ -156,7 +156,8 @@ def check_primitives(split):
     assert total(torch.tensor([rank, 1])).tolist() == [world * (world - 1) // 2, world]
 
 
-def work(rank, world):
+def work(rank):
+    world = dist.get_world_size()
     warnings.simplefilter("error")
     for number, split in enumerate(SPLITS[world]):
         torch.manual_seed(number)
@@ -172,7 +173,7 @@ def work(rank, world):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_are_one(world, tmp_path):
-    processes.run(work, world, tmp_path, world)
+    processes.run(work, world, tmp_path)
 
 
 def test_without_a_process_group_it_is_the_loss_of_one_process():
