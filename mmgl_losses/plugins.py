@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from mmgl_losses import checks, heads, losses
+from mmgl_losses import checks, losses, networks
 
 GROUPS = {"loss": "mmgl_losses.losses", "head": "mmgl_losses.heads"}
 _BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
@@ -17,11 +17,7 @@ _BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         "MultiScaleLocalSupCon": losses.MultiScaleLocalSupCon,
         "DeepSupervisionDice": losses.DeepSupervisionDice,
     },
-    "head": {
-        "GlobalHead": heads.GlobalHead,
-        "LocalHead": heads.LocalHead,
-        "SegmentationHead": heads.SegmentationHead,
-    },
+    "head": {**networks.HEADS},
 }
 _registered: dict[str, dict[str, Callable[..., Any]]] = {"loss": {}, "head": {}}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmgl_losses import sampling
-from mmgl_losses.heads import GlobalHead, LocalHead, SegmentationHead
+from mmgl_losses.networks.heads import GlobalHead, LocalHead, SegmentationHead
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 

@@ -13,23 +13,26 @@ ROOT = Path(mmgl_losses.__file__).parent
 # Each layer may import those before it, and nothing of its own.
 LAYERS = [
     {"checks"},
-    {"sampling", "dryrun", "report", "contrast.pairs", "contrast.halves", "unet", "distributed", "multiscale"},
+    {"sampling", "contrast.pairs", "contrast.halves", "distributed", "multiscale"},
+    {"networks.trace", "networks.stages.table", "networks.unet"},
     {
         "contrast.reference",
         "contrast.sums",
         "contrast.tiled.shift",
         "contrast.fused.forward",
-        "heads",
-        "hooks",
-        "valley",
-        "picture",
+        "networks.heads",
+        "networks.hooks",
+        "networks.stages.valley",
+        "networks.stages.plot",
     },
     {"contrast.tiled.strips", "contrast.tiled.tiles", "contrast.fused.backward"},
     {"contrast.tiled", "contrast.fused.launch"},
     {"contrast.fused"},
     {"contrast.operation"},
     {"contrast.classes"},
-    {"contrast", "taps", "stages"},
+    {"contrast", "networks.taps", "networks.stages.discover"},
+    {"networks.stages"},
+    {"networks"},
     {"formulas", "dice"},
     {"functional", "diagnostics"},
     {"losses"},
@@ -40,7 +43,7 @@ LAYERS = [
     {"testing.losses"},
     {"testing"},
 ]
-FOLDERS = {"contrast", "testing"}  # whose modules have layers of their own
+FOLDERS = {"contrast", "networks", "testing"}  # whose modules have layers of their own
 
 
 def modules() -> dict[str, Path]:
@@ -86,7 +89,7 @@ def test_what_is_imported(module):
     allowed = {"mmgl_losses", "torch", *sys.stdlib_module_names}
     if module.startswith("contrast.fused"):
         allowed |= {"triton"}
-    if module in ("picture", "stages"):
+    if module in ("networks.stages.plot", "networks.stages.discover"):
         allowed |= {"matplotlib"}  # on first use, and as a name of types
     outside = {name.split(".")[0] for name in imports(modules()[module])} - allowed
     assert not outside, f"{module} imports {outside}"

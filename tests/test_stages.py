@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmgl_losses.heads import GlobalHead, LocalHead
-from mmgl_losses.report import Row
-from mmgl_losses.stages import Stages, discover_stages
-from mmgl_losses.taps import attach_heads
-from mmgl_losses.unet import UNet
+from mmgl_losses.networks.heads import GlobalHead, LocalHead
+from mmgl_losses.networks.stages import Stages, discover_stages
+from mmgl_losses.networks.stages.table import Row
+from mmgl_losses.networks.taps import attach_heads
+from mmgl_losses.networks.unet import UNet
 
 
 def conv(channels, out, stride=1, kernel=3):

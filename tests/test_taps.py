@@ -13,8 +13,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from mmgl_losses.heads import GlobalHead, LocalHead
-from mmgl_losses.taps import FeatureTaps, TappedModel, attach_heads, head_key
+from mmgl_losses.networks.heads import GlobalHead, LocalHead
+from mmgl_losses.networks.taps import FeatureTaps, TappedModel, attach_heads, head_key
 
 
 class Net(nn.Module):

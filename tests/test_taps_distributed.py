@@ -8,9 +8,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mmgl_losses.heads import GlobalHead, LocalHead
-from mmgl_losses.taps import attach_heads
-from mmgl_losses.unet import UNet
+from mmgl_losses.networks.heads import GlobalHead, LocalHead
+from mmgl_losses.networks.taps import attach_heads
+from mmgl_losses.networks.unet import UNet
 from tests import processes
 
 

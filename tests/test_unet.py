@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgl_losses.unet import UNet
+from mmgl_losses.networks.unet import UNet
 
 SMALL = (2, 3, 4, 5, 6)
 

@@ -182,31 +182,3 @@ def augmentations(instances: Tensor | Sequence[int] | None, batch: int) -> list[
         got = {value: len(group) for value, group in rows.items()}
         raise ValueError(message("`instances` in which each image occurs equally often", f"the counts {got}"))
     return list(rows.values())
-
-
-def channels(name: str, value: object, wanted: int) -> Tensor:
-    """A feature map (B, C, *spatial) with exactly the channels a head was made for."""
-    checked = feature_map(name, value)
-    if checked.shape[1] != wanted:
-        expected = f"`{name}` of shape (B, {wanted}, *spatial)"
-        cure = "The channel axis is the second; make the head with as many `in_channels` as the features have."
-        raise ValueError(message(expected, shape(checked), cure))
-    return checked
-
-
-def image(name: str, value: object, *, channels: int, dims: int, factor: int, several: bool) -> Tensor:
-    """An image (B, C, *spatial) that is still there after `factor` halvings; `several`: as more than one element."""
-    checked = floating(name, value)
-    if checked.ndim != dims + 2 or checked.shape[1] != channels:
-        axes = ", ".join("DHW"[-dims:])
-        raise ValueError(message(f"`{name}` of shape (B, {channels}, {axes})", shape(checked)))
-    deepest = [size // factor for size in checked.shape[2:]]
-    if min(deepest) < 1:
-        expected = f"`{name}` with at least {factor} elements along each spatial axis"
-        raise ValueError(message(expected, shape(checked), "Use larger images, or fewer levels of `channels`."))
-    if several and math.prod(deepest) < 2:
-        expected = f"`{name}` with at least {2 * factor} elements along one spatial axis"
-        cure = "The bottleneck is one element, which instance normalisation cannot normalise. "
-        cure += "Use larger images, fewer levels of `channels`, or another `norm`."
-        raise ValueError(message(expected, shape(checked), cure))
-    return checked

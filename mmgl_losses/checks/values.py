@@ -1,7 +1,7 @@
 """The shape of every message, and checks of plain values."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -98,13 +98,3 @@ def known_names(kind: str, names: Collection[str], existing: Collection[str]) ->
             close = get_close_matches(name, list(existing), n=3, cutoff=0.5)
             cure = f"Close matches: {', '.join(map(repr, close))}." if close else ""
             raise ValueError(message(f"the name of {kind}", repr(name), cure))
-
-
-def channel_plan(name: str, value: object) -> tuple[int, ...]:
-    """The channels of the levels of a U-Net: at least one level and the bottleneck."""
-    expected = f"`{name}` to be a sequence of at least 2 integers, one per level and one for the bottleneck"
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise TypeError(message(expected, typed(value)))
-    if len(value) < 2:
-        raise ValueError(message(expected, repr(value)))
-    return tuple(integer(f"{name}[{i}]", item, least=1) for i, item in enumerate(value))

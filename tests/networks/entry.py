@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmgl_losses.stages import Row
+from mmgl_losses.networks.stages import Row
 
 Expected = str | tuple[str, ...]
 

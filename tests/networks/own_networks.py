@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmgl_losses.unet import UNet
+from mmgl_losses.networks.unet import UNet
 from tests.networks.entry import Entry, names
 
 

@@ -22,7 +22,7 @@ from mmgl_losses import (
     attach_heads,
     discover_stages,
 )
-from mmgl_losses.dryrun import dry_run, tensors
+from mmgl_losses.networks.trace import dry_run, tensors
 from tests.networks.entry import Entry, agree, level
 
 CLASSES = 3

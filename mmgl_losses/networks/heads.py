@@ -21,8 +21,8 @@ class _TwoLinear(nn.Module):
         self.hidden_channels = checks.integer("hidden_channels", hidden, least=1)
         self.out_channels = checks.integer("out_channels", out_channels, least=1)
         # What can be refused comes before what draws random numbers.
-        between = None if norm is None else checks.row_norm(norm, hidden)
-        after = None if activation is None else checks.activation(activation)
+        between = None if norm is None else _row_norm(norm, hidden)
+        after = None if activation is None else _make_activation(activation)
         self.first = nn.Linear(in_channels, hidden)
         self.norm = between
         self.activation = after
@@ -82,7 +82,7 @@ class GlobalHead(_TwoLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) -> (B, out_channels)."""
-        checks.channels("x", x, self.in_channels)
+        _feature_map("x", x, self.in_channels)
         return self.project(x.flatten(2).mean(2))
 
 
@@ -135,7 +135,7 @@ class LocalHead(_TwoLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) -> (B, out_channels, *ceil(spatial / stride))."""
-        checks.channels("x", x, self.in_channels)
+        _feature_map("x", x, self.in_channels)
         return self.project(sampling.subsample(x, self.stride).movedim(1, -1)).movedim(-1, 1)
 
     def extra_repr(self) -> str:
@@ -171,5 +171,50 @@ class SegmentationHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) -> (B, out_channels, *spatial)."""
-        checks.channels("x", x, self.in_channels)
+        _feature_map("x", x, self.in_channels)
         return self.linear(x.movedim(1, -1)).movedim(-1, 1)
+
+
+# One row for each head: the name that `plugins.create("head", name)` knows it by.
+HEADS: dict[str, type[nn.Module]] = {
+    "GlobalHead": GlobalHead,
+    "LocalHead": LocalHead,
+    "SegmentationHead": SegmentationHead,
+}
+
+
+def _feature_map(name: str, value: object, wanted: int) -> Tensor:
+    """A feature map (B, C, *spatial) with exactly the channels a head was made for."""
+    checked = checks.feature_map(name, value)
+    if checked.shape[1] != wanted:
+        expected = f"`{name}` of shape (B, {wanted}, *spatial)"
+        cure = "The channel axis is the second; make the head with as many `in_channels` as the features have."
+        raise ValueError(checks.message(expected, checks.shape(checked), cure))
+    return checked
+
+
+def _make_activation(make: object) -> nn.Module:
+    """An activation, from what makes one."""
+    expected = "`activation` to make an activation, called with nothing"
+    if isinstance(make, nn.Module) or not callable(make):
+        raise TypeError(checks.message(expected, checks.typed(make), "Pass the class: `nn.ReLU`, not `nn.ReLU()`."))
+    made = make()
+    if not isinstance(made, nn.Module):
+        raise TypeError(checks.message(expected, checks.typed(made)))
+    return made
+
+
+def _row_norm(make: object, channels: int) -> nn.Module:
+    """A normalisation layer that can work on rows (N, channels), from what makes one."""
+    expected = "`norm` to make a layer for rows (N, channels)"
+    cure = "Use `nn.BatchNorm1d`, which is batch normalisation over all points, or `nn.LayerNorm`."
+    calling = f"{expected}, called with the number of channels"
+    if isinstance(make, nn.Module) or not callable(make):
+        raise TypeError(checks.message(calling, checks.typed(make), cure))
+    module = make(channels)
+    if not isinstance(module, nn.Module):
+        raise TypeError(checks.message(calling, checks.typed(module), cure))
+    spatial = nn.BatchNorm2d | nn.BatchNorm3d | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+    if isinstance(module, spatial):
+        raise TypeError(checks.message(expected, type(module).__name__, cure))
+    return module

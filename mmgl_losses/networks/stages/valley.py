@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from mmgl_losses.dryrun import Call
+from mmgl_losses.networks.trace import Call
 
 Size = tuple[int, ...]
 

@@ -1,11 +1,12 @@
 """The stages of a network as a picture, drawn by matplotlib, which is imported only here and only then."""
 
+import importlib.util
 import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from mmgl_losses import checks
-from mmgl_losses.report import Row
+from mmgl_losses.networks.stages.table import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ def draw(rows: Sequence[Row], tapped: Collection[str], ax: "Axes | None" = None)
         tapped: names of rows.
         ax: where to draw.
     """
-    checks.drawable(len(rows))
+    _drawable(len(rows))
     from matplotlib.lines import Line2D
     from matplotlib.patches import FancyBboxPatch, Patch
     from matplotlib.ticker import FixedLocator, NullLocator
@@ -82,3 +83,14 @@ def _short(name: str) -> str:
         return name
     end = name[-_LONGEST:]
     return "…" + end.partition(".")[2] if "." in end else f"…{end}"
+
+
+def _drawable(rows: int) -> None:
+    """There is something to draw, and something to draw with."""
+    if not rows:
+        raise ValueError(checks.message("at least one stage to draw", "none"))
+    if importlib.util.find_spec("matplotlib") is None:
+        cure = 'Install it with `pip install matplotlib`, or with the extra `pip install "mmgl-losses[examples]"`.'
+        raise ModuleNotFoundError(
+            checks.message("matplotlib, to draw stages", "no such package", cure), name="matplotlib"
+        )

@@ -8,8 +8,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmgl_losses import checks
-from mmgl_losses.dryrun import dry_run
-from mmgl_losses.hooks import Selector, Tap, hook, resolve, select
+from mmgl_losses.networks.hooks import (
+    Selector,
+    Tap,
+    check_selectors,
+    hook,
+    one_tensor,
+    ran_once,
+    refuse_overwritten,
+    resolve,
+    select,
+    tap_names,
+)
+from mmgl_losses.networks.trace import dry_run, network
 
 HeadFactory = Callable[[int], nn.Module]
 
@@ -43,8 +54,8 @@ class FeatureTaps:
     """
 
     def __init__(self, net: nn.Module, names: Iterable[str] | Mapping[str, Selector | None]) -> None:
-        self._net = checks.network("net", net)
-        selectors = checks.tap_names(names)
+        self._net = network("net", net)
+        selectors = tap_names(names)
         self._paths = {name: resolve(net, name) for name in selectors}
         self._taps = {name: Tap(name, selector) for name, selector in selectors.items()}
         self._handles: list[RemovableHandle] = []
@@ -114,19 +125,19 @@ class TappedModel(nn.Module):
         selectors: Mapping[str, Selector] | None = None,
     ) -> None:
         super().__init__()
-        self.net = checks.network("net", net)
+        self.net = network("net", net)
         self.output = checks.flag("output", output)
-        checks.heads(heads)
-        selectors = checks.selectors(selectors, heads)
+        _heads(heads)
+        selectors = check_selectors(selectors, heads)
         self._paths = {name: resolve(net, name) for name in heads}
         self._taps = {name: Tap(name, selectors.get(name)) for name in heads}
         self._keys = {name: head_key(name) for name in heads}
-        self.heads = nn.ModuleDict({self._keys[name]: checks.network(name, head) for name, head in heads.items()})
+        self.heads = nn.ModuleDict({self._keys[name]: network(name, head) for name, head in heads.items()})
         self._handles = hook(net, self._paths, self._taps)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """The arguments of the network -> (its output or None, {name: head(feature)})."""
-        checks.not_a_replica(self)
+        _not_a_replica(self)
         for tap in self._taps.values():
             tap.start()
         try:
@@ -161,11 +172,11 @@ class TappedModel(nn.Module):
             if node is None or node in seen:
                 continue
             seen.add(node)
-            checks.walkable(node.name())
+            _walkable(node.name())
             used.add(id(getattr(node, "variable", None)))
             nodes.extend(following for following, _ in node.next_functions)
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        checks.reaches(sum(id(parameter) in used for parameter in trained.values()))
+        _reaches(sum(id(parameter) in used for parameter in trained.values()))
         frozen = [name for name, parameter in trained.items() if id(parameter) not in used]
         for name in frozen:
             trained[name].requires_grad_(False)
@@ -202,7 +213,7 @@ def attach_heads(
 ) -> TappedModel:
     """Put a head on each named module, with as many input channels as that module gives.
 
-    The channels come from one pass over `example` that only follows shapes (`dryrun.dry_run`); the network's weights,
+    The channels come from one pass over `example` that only follows shapes (`trace.dry_run`); the network's weights,
     buffers, modes, hooks and the random state stay as they are. New heads are moved to the
     device of their feature and the type of the network's parameters.
 
@@ -224,16 +235,16 @@ def attach_heads(
 
     Example:
         >>> import torch
-        >>> from mmgl_losses.heads import GlobalHead
+        >>> from mmgl_losses.networks.heads import GlobalHead
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
         >>> tapped = attach_heads(net, torch.zeros(2, 1, 8, 8), {"1": GlobalHead})
         >>> output, embeddings = tapped(torch.zeros(2, 1, 8, 8))
         >>> embeddings["1"].shape
         torch.Size([2, 128])
     """
-    checks.network("net", net)
-    modules = {name: net.get_submodule(resolve(net, name)) for name in checks.heads(heads)}
-    selectors = checks.selectors(selectors, heads)
+    network("net", net)
+    modules = {name: net.get_submodule(resolve(net, name)) for name in _heads(heads)}
+    selectors = check_selectors(selectors, heads)
     checks.flag("output", output)
     calls = dry_run(net, example).calls
     first_names = {module: name for name, module in net.named_modules()}
@@ -241,12 +252,64 @@ def attach_heads(
     built = {}
     for name, head in heads.items():
         ran = [call for call in calls if call.name == first_names[modules[name]]]
-        checks.ran_once(name, len(ran))
+        ran_once(name, len(ran))
         selector = selectors.get(name)
-        feature = checks.feature(name, select(name, ran[0].output, selector), selector is not None)
+        feature = one_tensor(name, select(name, ran[0].output, selector), selector is not None)
         if ran[0].overwritten and not callable(selector):
-            checks.untouched(name)
+            refuse_overwritten(name)
         if not isinstance(head, nn.Module):
-            head = checks.head(name, head(checks.has_channels(name, feature))).to(feature.device, dtype)
+            head = _head(name, head(_channels(name, feature))).to(feature.device, dtype)
         built[name] = head
     return TappedModel(net, built, output=output, selectors=selectors)
+
+
+def _heads(value: object) -> Mapping[str, object]:
+    """A non-empty mapping from names of modules to modules or what makes them."""
+    expected = "`heads` to be a non-empty mapping from names of modules to heads"
+    cure = "Write `{name: GlobalHead for name in names}`."
+    if not isinstance(value, Mapping):
+        raise TypeError(checks.message(expected, type(value).__name__, cure))
+    if not value:
+        raise ValueError(checks.message(expected, "an empty one", cure))
+    for name, item in value.items():
+        if not isinstance(item, nn.Module) and not callable(item):
+            expected = f"`heads[{name!r}]` to be a module, or to make one from a number of channels"
+            raise TypeError(checks.message(expected, type(item).__name__))
+    return value
+
+
+def _head(name: str, value: object) -> nn.Module:
+    """What makes a head made a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(checks.message(f"`heads[{name!r}]` to make a torch.nn.Module", type(value).__name__))
+    return value
+
+
+def _channels(name: str, value: Tensor) -> int:
+    """The channels of a feature (B, C, ...)."""
+    if value.ndim < 2:
+        raise ValueError(checks.message(f"the feature of {name!r} of shape (B, C, ...)", checks.shape(value)))
+    return value.shape[1]
+
+
+def _not_a_replica(module: nn.Module) -> None:
+    """Refuse ``nn.DataParallel``, whose threads would share the taps."""
+    if getattr(module, "_is_replica", False):
+        expected = "a tapped model in one thread"
+        raise ValueError(checks.message(expected, "torch.nn.DataParallel", "Use DistributedDataParallel."))
+
+
+def _walkable(node: str) -> None:
+    """Refuse a graph whose parameters are hidden."""
+    if node == "CheckpointFunctionBackward":
+        cure = "Set use_reentrant=False in torch.utils.checkpoint."
+        raise ValueError(
+            checks.message("a graph that shows the parameters", "reentrant activation checkpointing", cure)
+        )
+
+
+def _reaches(count: int) -> None:
+    """A loss reaches at least one parameter of the model."""
+    if not count:
+        cure = "Compute it from the output of this model with gradients on, and before wrapping in DDP or FSDP."
+        raise ValueError(checks.message("a loss that depends on parameters of this model", "one that does not", cure))

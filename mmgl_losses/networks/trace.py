@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.parameter import is_lazy
 
+from mmgl_losses import checks
+
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
 
@@ -161,3 +163,10 @@ def _watch(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tra
         for handle in handles:
             handle.remove()
     return Trace(ended, list(tensors((args, kwargs))), output)
+
+
+def network(name: str, value: object) -> nn.Module:
+    """`value` is a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(checks.message(f"`{name}` to be a torch.nn.Module", type(value).__name__))
+    return value

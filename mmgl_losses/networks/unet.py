@@ -1,5 +1,7 @@
 """The reference network of the paper: a plain U-Net for slices and volumes."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -47,7 +49,7 @@ class Encoder(nn.Module):
         """(B, in_channels, *spatial) -> the outputs of the blocks, fine to coarse, and of `up`."""
         factor = 2 ** len(self.pools)
         several = self.norm == "instance"
-        checks.image("x", x, channels=self.in_channels, dims=self.dims, factor=factor, several=several)
+        _image("x", x, channels=self.in_channels, dims=self.dims, factor=factor, several=several)
         features = []
         for block, pool in zip(self.blocks, self.pools, strict=True):
             features.append(block(x))
@@ -129,7 +131,7 @@ class UNet(nn.Module):
         checks.choice("spatial_dims", spatial_dims, (2, 3))
         if norm is not None:
             checks.one_of("norm", norm, ("instance", "batch"))
-        channels = checks.channel_plan("channels", channels)
+        channels = _channel_plan("channels", channels)
         self.encoder = Encoder(in_channels, channels, spatial_dims, norm)
         self.decoder = Decoder(channels, spatial_dims, norm)
         self.classifier = _CONV[spatial_dims](channels[0], out_channels, 1)
@@ -137,3 +139,33 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, *spatial) -> (B, out_channels, *spatial)."""
         return self.classifier(self.decoder(self.encoder(x)))
+
+
+def _image(name: str, value: object, *, channels: int, dims: int, factor: int, several: bool) -> Tensor:
+    """An image (B, C, *spatial) that is still there after `factor` halvings; `several`: as more than one element."""
+    checked = checks.floating(name, value)
+    if checked.ndim != dims + 2 or checked.shape[1] != channels:
+        axes = ", ".join("DHW"[-dims:])
+        raise ValueError(checks.message(f"`{name}` of shape (B, {channels}, {axes})", checks.shape(checked)))
+    deepest = [size // factor for size in checked.shape[2:]]
+    if min(deepest) < 1:
+        expected = f"`{name}` with at least {factor} elements along each spatial axis"
+        raise ValueError(
+            checks.message(expected, checks.shape(checked), "Use larger images, or fewer levels of `channels`.")
+        )
+    if several and math.prod(deepest) < 2:
+        expected = f"`{name}` with at least {2 * factor} elements along one spatial axis"
+        cure = "The bottleneck is one element, which instance normalisation cannot normalise. "
+        cure += "Use larger images, fewer levels of `channels`, or another `norm`."
+        raise ValueError(checks.message(expected, checks.shape(checked), cure))
+    return checked
+
+
+def _channel_plan(name: str, value: object) -> tuple[int, ...]:
+    """The channels of the levels of a U-Net: at least one level and the bottleneck."""
+    expected = f"`{name}` to be a sequence of at least 2 integers, one per level and one for the bottleneck"
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(checks.message(expected, checks.typed(value)))
+    if len(value) < 2:
+        raise ValueError(checks.message(expected, repr(value)))
+    return tuple(checks.integer(f"{name}[{i}]", item, least=1) for i, item in enumerate(value))

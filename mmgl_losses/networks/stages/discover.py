@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from mmgl_losses import checks
-from mmgl_losses.dryrun import Call, Trace, dry_run, tensors
-from mmgl_losses.picture import draw
-from mmgl_losses.report import Row, table
-from mmgl_losses.valley import Mark, find_valley, same_level
+from mmgl_losses.networks.stages.plot import draw
+from mmgl_losses.networks.stages.table import Row, table
+from mmgl_losses.networks.stages.valley import Mark, find_valley, same_level
+from mmgl_losses.networks.trace import Call, Trace, dry_run, network, tensors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +78,7 @@ class Stages:
 def discover_stages(net: nn.Module, example: object) -> Stages:
     """Find the modules at the end of each resolution, on the way down and on the way up again.
 
-    One pass over `example` is watched, on fake tensors where the network allows (`dryrun.dry_run`); the
+    One pass over `example` is watched, on fake tensors where the network allows (`trace.dry_run`); the
     network is left as it was. Sizes tell the stages: the longest way down and up again through the feature maps. For
     each size on it, the last module that ends there is taken, as large a module as does not hide another stage.
     Every name can be tapped as it is: the module runs once, returns one tensor, and nothing overwrites it. Modules
@@ -98,14 +97,14 @@ def discover_stages(net: nn.Module, example: object) -> Stages:
 
     Example:
         >>> import torch
-        >>> from mmgl_losses.unet import UNet
+        >>> from mmgl_losses.networks.unet import UNet
         >>> stages = discover_stages(UNet(channels=(4, 8, 16)), torch.zeros(2, 1, 32, 32))
         >>> stages.encoder
         ('encoder.blocks.0', 'encoder.blocks.1', 'encoder.bottleneck')
         >>> stages.decoder
         ('decoder.blocks.0', 'decoder.blocks.1')
     """
-    checks.network("net", net)
+    network("net", net)
     trace = dry_run(net, example)
     images = [tensor for tensor in trace.inputs if tensor.ndim >= 3 and tensor.is_floating_point()]
     if not images:

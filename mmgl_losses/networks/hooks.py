@@ -1,0 +1,211 @@
+"""One hook that takes one feature, and the way from a name to the module it hangs on."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mmgl_losses import checks
+from mmgl_losses.networks.trace import version
+
+Selector = int | str | Callable[[Any], Tensor]
+
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+class Tap:
+    """A forward hook that keeps what its module returns, between `start` and `stop`.
+
+    It is an object, not a closure, so that it is copied and pickled with the module it hangs on.
+    """
+
+    def __init__(self, name: str, selector: Selector | None) -> None:
+        self.name = name
+        self.selector = selector
+        self.open = False
+        self.stop()
+
+    def start(self) -> None:
+        """Keep what comes from now on, in this pass."""
+        self.open = True
+        self.task = _graph_task()
+
+    def stop(self) -> None:
+        """Keep nothing more, and forget."""
+        self.open = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget."""
+        self.calls = 0
+        self.feature: Tensor | None = None
+        self.version = 0
+        self.grad_mode = True
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        """Keep what the selector takes from the output."""
+        # A checkpointed module runs again in the backward pass, which is not the pass being watched.
+        if not self.open or self.task != _graph_task():
+            return
+        self.calls += 1
+        self.feature = one_tensor(self.name, select(self.name, output, self.selector), self.selector is not None)
+        self.version = version(self.feature)
+        self.grad_mode = torch.is_grad_enabled()
+
+    def take(self, net: nn.Module, path: str) -> Tensor:
+        """The feature, checked; the tap forgets it."""
+        calls, feature, before, grad_mode = self.calls, self.feature, self.version, self.grad_mode
+        self.clear()
+        ran_once(self.name, calls)
+        assert feature is not None
+        if version(feature) != before:
+            refuse_overwritten(self.name)
+        detached = torch.is_grad_enabled() and not feature.requires_grad and feature.is_floating_point()
+        if detached and _trained(net, path, around=not grad_mode):
+            _attached(self.name)
+        return feature
+
+
+def _graph_task() -> int:
+    """Which backward pass this code runs in; -1 outside of any."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+def select(name: str, output: Any, selector: Selector | None) -> object:
+    """What a selector takes from the output of a module."""
+    if selector is None:
+        return output
+    if callable(selector):
+        return selector(output)
+    try:
+        if isinstance(selector, str) and not isinstance(output, Mapping):
+            return getattr(output, selector)
+        return output[selector]
+    except (LookupError, TypeError, AttributeError):
+        _selectable(name, output, selector)
+
+
+def _trained(net: nn.Module, path: str, *, around: bool) -> bool:
+    """The module has parameters to train; `around`: or, having none at all, the nearest one around it has."""
+    parameters = list(net.get_submodule(path).parameters())
+    while around and not parameters and path:
+        path = path.rpartition(".")[0]
+        parameters = list(net.get_submodule(path).parameters())
+    return any(parameter.requires_grad for parameter in parameters)
+
+
+def _plain(name: str) -> str:
+    """A name without what DDP, compile and other wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def resolve(net: nn.Module, name: str) -> str:
+    """The path of a module in `net`, whatever wraps either; refuses unknown names and compiled surroundings."""
+    paths = [path for path, _ in net.named_modules(remove_duplicate=False)]
+    path = name
+    if name not in paths:
+        by_plain = {_plain(path): path for path in reversed(paths)}
+        plain = _plain(name) if isinstance(name, str) else name
+        checks.known_names("a module of the network", [plain], by_plain)
+        path = by_plain[plain]
+    module, parts = net, path.split(".") if path else []
+    for i in range(len(parts) + 1):
+        module = net.get_submodule(".".join(parts[:i]))
+        inside = "_orig_mod" in module._modules and i < len(parts)
+        if inside or getattr(module, "_compiled_call_impl", None) is not None:
+            _not_compiled(name, repr(".".join(parts[:i])) if i else "the network")
+    return path
+
+
+def hook(net: nn.Module, paths: Mapping[str, str], taps: Mapping[str, Tap]) -> list[RemovableHandle]:
+    """Hang each tap on the module its name leads to."""
+    return [net.get_submodule(path).register_forward_hook(taps[name]) for name, path in paths.items()]
+
+
+def tap_names(value: object) -> Mapping[str, Any]:
+    """Names of modules, or a mapping from them to selectors, as a mapping to selectors or None."""
+    expected = "`names` to be names of modules, or a mapping from names to selectors"
+    if isinstance(value, str | nn.Module) or not isinstance(value, Iterable):
+        raise TypeError(checks.message(expected, checks.typed(value), "Put a single name in a list."))
+    named = value if isinstance(value, Mapping) else dict.fromkeys(value)
+    if not named:
+        raise ValueError(checks.message(expected, "none"))
+    check_selectors({name: selector for name, selector in named.items() if selector is not None}, named)
+    return named
+
+
+def check_selectors(value: object, names: Collection[str]) -> Mapping[str, Any]:
+    """A mapping from tapped names to an index, a key, an attribute's name or a function."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(checks.message("`selectors` to be a mapping from names to selectors", checks.typed(value)))
+    checks.known_names("a tapped module in `selectors`", value, names)
+    for name, selector in value.items():
+        if isinstance(selector, bool) or not (isinstance(selector, int | str) or callable(selector)):
+            expected = f"the selector of {name!r} to be an index, a key, an attribute's name or a function"
+            raise TypeError(checks.message(expected, checks.typed(selector)))
+    return value
+
+
+def ran_once(name: str, calls: int) -> None:
+    """A tapped module ran exactly once in a pass."""
+    if calls == 1:
+        return
+    if calls:
+        got = f"{calls} calls"
+        cure = "It is shared, or runs in a loop; tap a module around one of the calls, which runs once."
+    else:
+        got = "no call"
+        cure = "The pass took another way (an option, training or eval mode), or the code was compiled before the tap."
+    raise ValueError(checks.message(f"the tapped module {name!r} to run once in a forward pass", got, cure))
+
+
+def one_tensor(name: str, value: object, selected: bool) -> Tensor:
+    """What a tap took is a tensor."""
+    if isinstance(value, Tensor):
+        return value
+    got = type(value).__name__
+    if isinstance(value, Mapping):
+        got += f" with the keys {', '.join(map(repr, value))}"
+    elif isinstance(value, tuple | list):
+        got += f" of {len(value)}"
+    what = f"the selector of {name!r} to give a tensor" if selected else f"the module {name!r} to return a tensor"
+    cure = "Pick one by a selector, an index, a key, an attribute's name or a function: "
+    cure += f"`selectors={{{name!r}: ...}}` of attach_heads, `{{{name!r}: ...}}` of FeatureTaps."
+    raise TypeError(checks.message(what, got, cure))
+
+
+def refuse_overwritten(name: str) -> NoReturn:
+    """Say that a feature was overwritten after it was taken."""
+    cure = "Tap the module that overwrites it (an activation with inplace=True follows), or take a copy with the "
+    cure += "selector `torch.clone`."
+    raise ValueError(checks.message(f"the feature of {name!r} to stay as it was", "it overwritten in place", cure))
+
+
+def _attached(name: str) -> NoReturn:
+    """Say that a feature does not reach the network's parameters."""
+    cure = "It was made under no_grad or detached: activation checkpointing with use_reentrant=True does that; set "
+    cure += "use_reentrant=False, or tap the checkpointed module itself. If the network is meant to stay fixed, "
+    cure += "freeze it with `requires_grad_(False)`."
+    raise ValueError(checks.message(f"the feature of {name!r} to carry a gradient", "requires_grad=False", cure))
+
+
+def _selectable(name: str, value: object, selector: object) -> NoReturn:
+    """Say that a selector does not fit what the module returned."""
+    got = type(value).__name__
+    if isinstance(value, Mapping):
+        got += f" with the keys {', '.join(map(repr, value))}"
+    elif isinstance(value, tuple | list):
+        got += f" of {len(value)}"
+    raise ValueError(checks.message(f"the output of {name!r} to have {selector!r}", got))
+
+
+def _not_compiled(name: str, where: str) -> NoReturn:
+    """Refuse a tap inside `where`, a module that was handed to ``torch.compile`` before."""
+    got = f"it inside {where}, which is compiled already"
+    cure = "Compiled code ignores taps attached later. Attach to the plain network first, then compile the result: "
+    cure += "`torch.compile(attach_heads(net, ...))`."
+    raise ValueError(checks.message(f"the module {name!r} to be tapped before compilation", got, cure))
