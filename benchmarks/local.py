@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.case import Case, Contestant, Kind, Step
 from benchmarks.workload import label_maps, point_features, shape
-from mmgl_losses.contrast import fused
-from mmgl_losses.contrast.pairs import layout
+from mmgl_losses.contrast import arguments, fused
+from mmgl_losses.contrast.problem import Upstream
 from mmgl_losses.functional import local_supcon
 
 TEMPERATURE = 0.07
@@ -67,18 +67,22 @@ def by_rows(problem: Problem) -> Step:
 
 def kernels(problem: Problem) -> Step:
     """The fused implementation alone: no normalisation, no sorting, no formula; what a floor can be held against."""
-    limit = torch.tensor(1 / problem.temperature)
-    order = layout(problem.labels, limit=limit)
-    pairs = order.pairs(unit(problem.features.detach(), problem.temperature, torch.float32), None)
+    posed = arguments.pose(
+        F.normalize(problem.features.detach().float(), dim=-1),
+        problem.labels,
+        temperature=problem.temperature,
+        bound=1.0,
+        precision=problem.dtype,
+    )
+    launch, pairs = fused.ready(posed)
     valid = torch.stack(pairs.counts()).min(0).values > 0
-    upstream = valid / valid.sum()
+    gradients = valid / valid.sum()
 
     def step() -> tuple[Tensor, Tensor | None]:
-        results = fused.logsumexp(pairs, problem.dtype)
+        results = launch.forward(pairs, problem.dtype)
         loss = torch.where(valid, results[1] - results[0], 0.0).mean()
-        return loss, fused.gradients(pairs, order, problem.dtype, results, (-upstream, upstream), None, (True, False))[
-            0
-        ]
+        upstream = Upstream(results, (-gradients, gradients), None)
+        return loss, launch.backward(pairs, problem.dtype, upstream, (True, False))[0]
 
     return step
 

@@ -69,6 +69,14 @@ def gather(*values: Tensor) -> tuple[Tensor, ...]:
     return tuple(_gather(list(values))[:-1])
 
 
+def gather_points(x: Tensor, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Points (G, n, D) of every process with ids and mask (G, n), along the second axis, this process's own first."""
+    ids = ids if ids.is_floating_point() else ids.long()  # one type in all processes
+    values = [x, ids] if mask is None else [x, ids, mask]
+    x, ids, *masks = (rows.movedim(0, 1) for rows in gather(*(value.movedim(1, 0) for value in values)))
+    return x, ids, masks[0] if masks else None
+
+
 @torch.library.custom_op("mmgl_losses::total", mutates_args=())
 def _total(x: Tensor) -> Tensor:
     x = x.detach().clone(memory_format=torch.contiguous_format)
@@ -126,6 +134,12 @@ def _gather_backward(grad: Tensor, sizes: Tensor, n: int) -> Tensor:
 @_gather_backward.register_fake
 def _(grad, sizes, n):
     return grad.new_empty(n, *grad.shape[1:])
+
+
+# What the gradient of one's own rows depends on is the gradient of every copy of them: the adjoint gathers again.
+_gather_backward.register_autograd(
+    lambda ctx, grad: (_gather([grad])[0], None, None),
+)
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from mmgl_losses import checks
@@ -70,7 +71,8 @@ def resample(x: Tensor, size: Sequence[int]) -> Tensor:
     """
     first = checks.tensor("x", x).ndim - len(size)
     if first < 0:
-        checks.too_many_axes("x", x, len(size))
+        expected = f"`x` of at least {len(size)} axes, one for each size"
+        raise ValueError(checks.message(expected, f"shape {checks.shape(x)}"))
     for axis, m in enumerate(size, start=first):
         if x.shape[axis] != m:
             x = x.index_select(axis, places(x.shape[axis], m).to(x.device))
@@ -94,7 +96,7 @@ def points(x: Tensor) -> Tensor:
         >>> points(torch.zeros(2, 8, 3, 5)).shape
         torch.Size([2, 15, 8])
     """
-    return x.movedim(1, -1).flatten(1, -2).contiguous()
+    return rearrange(x, "b d ... -> b (...) d").contiguous()
 
 
 def normalise(x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgl_losses.contrast import operation, pair_logsumexp, pair_terms
-from mmgl_losses.contrast.pairs import layout
 from tests.strategies import contrasts
+from tests.test_contrast import operands
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
@@ -262,7 +262,7 @@ def test_only_the_gradients_asked_for():
 
 def test_the_operation_keeps_its_contract_and_compiles():
     z, ids = torch.randn(2, 20, 4), torch.randint(4, (2, 20))
-    arguments = (z.clone().requires_grad_(), None, None, *layout(ids, limit=torch.tensor(60.0)))
+    arguments = operands(z, ids.float(), {"temperature": 0.5, "bound": 30.0}, "fused")
 
     def loss(z):
         terms = pair_terms(z, ids, temperature=0.5, bound=30.0, impl="fused")
@@ -270,7 +270,7 @@ def test_the_operation_keeps_its_contract_and_compiles():
         return torch.where(valid, terms.negative_lse - terms.positive_lse, 0.0).sum()
 
     with tiles(32, 32):
-        torch.library.opcheck(operation._forward, (*arguments, "fused", torch.float32))
+        torch.library.opcheck(operation._operator, arguments)
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
         a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
         wanted, got = loss(a), compiled(b)

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgl_losses.contrast import PairTerms, classes, operation, pair_logsumexp, pair_terms
-from mmgl_losses.contrast.pairs import layout
+from mmgl_losses.contrast import PairOptions, PairTerms, arguments, operation, pair_logsumexp, pair_terms
 from mmgl_losses.contrast.tiled import strips, tiles
 from tests import oracles
 from tests.strategies import contrasts, matrices
@@ -201,8 +200,8 @@ def test_points_that_take_no_part_cost_nothing():
     seen = []
     taken = strips._blocks
 
-    def watched(points, shift):
-        for block in taken(points, shift):
+    def watched(points):
+        for block in taken(points):
             seen.append(block.values.shape)
             yield block
 
@@ -214,41 +213,29 @@ def test_points_that_take_no_part_cost_nothing():
     assert seen == [(2, 1, 4)]
 
 
-@given(problem=contrasts(), few=st.sampled_from([0, 32]))
-def test_the_operation_of_classes_keeps_its_contract(problem, few):
-    anchors, ids, options = problem
-    known = ["anchor_mask"] if "keys" in options else ["anchor_mask", "key_mask"]
-    masks = [options[k][None] if k in known and k in options else None for k in ("anchor_mask", "key_mask")]
-    limit = torch.tensor(12.0 / float(options["temperature"]), dtype=anchors.dtype)
-    leaf = anchors[None].detach().requires_grad_()
-    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    with small_tiles(3, few):
-        torch.library.opcheck(classes._forward, (leaf, ids[None], *masks, limit), test_utils=utils)
-
-
-@given(problem=contrasts(), rows=st.sampled_from([1, 3]))
-def test_the_operation_keeps_its_contract(problem, rows):
+@given(problem=contrasts(), rows=st.sampled_from([1, 3]), few=st.sampled_from([0, 32]))
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_the_operation_keeps_its_contract(impl, problem, rows, few):
     """opcheck: schema, fake tensors, autograd registration."""
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    with small_tiles(rows):
-        torch.library.opcheck(operation._forward, operands(*problem), test_utils=utils)
+    with small_tiles(rows, few):
+        torch.library.opcheck(operation._operator, operands(*problem, impl), test_utils=utils)
 
 
-def operands(anchors, ids, options):
-    """The arguments of the operation, leaves of a graph where it has gradients."""
-    options = {k: v[None].detach() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    keys, mask = options.pop("keys", None), options.pop("anchor_mask", None)
-    limit = torch.tensor(12.0 / options.pop("temperature"), dtype=anchors.dtype)
-    order = layout(ids[None].double(), limit=limit, **options)
-    leaves = [x if x is None else x.detach().requires_grad_() for x in (anchors[None], keys)]
-    return *leaves, mask, *order, "tiled", anchors.dtype
+def operands(anchors, ids, options, impl):
+    """The arguments of the operator, leaves of a graph where it has gradients."""
+    given = {**dict.fromkeys(PairOptions.__annotations__), "bound": 12.0, **options, "impl": impl}
+    problem, _ = arguments.problem(anchors.detach(), ids.double(), **given)
+    values = problem.values()
+    return *(x if x is None else x.detach().requires_grad_() for x in values[:2]), *values[2:], impl
 
 
 @pytest.mark.parametrize("rows", [0, 3])
-def test_the_operation_compiles_with_dynamic_shapes(rows):
-    problem = operands(torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 0]), {"temperature": 0.5})
-    with small_tiles(rows):
-        torch.library.opcheck(operation._forward, problem)
+@pytest.mark.parametrize("few", [0, 32])
+def test_the_operation_compiles_with_dynamic_shapes(rows, few):
+    problem = operands(torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 0]), {"temperature": 0.5}, "tiled")
+    with small_tiles(rows, few):
+        torch.library.opcheck(operation._operator, problem)
 
 
 @given(

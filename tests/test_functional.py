@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgl_losses.functional import global_contrast, local_supcon, local_terms
+from mmgl_losses import MultiScaleLocalSupCon
+from mmgl_losses.functional import global_contrast, local_supcon
 from mmgl_losses.sampling import foreground_places, subsample
 from tests import oracles
 from tests.strategies import label_vectors, matrices, unit_rows
@@ -166,8 +167,8 @@ def test_foreground_sampling_keeps_the_only_pixels():
     features = torch.randn(1, 3, 16, 16)
     anchors = {}
     for sampling in ("grid", "foreground"):
-        terms, _ = local_terms(features, labels, stride=4, sampling=sampling, background="key", temperature=TAU)
-        anchors[sampling] = (terms.n_positives > 0).sum().item()
+        loss = MultiScaleLocalSupCon(weights=(1.0,), stride=4, sampling=sampling, background="key", temperature=TAU)
+        anchors[sampling] = sum(loss.diagnose([features], labels).levels[0].valid.values())
     assert anchors == {"grid": 0, "foreground": 2}
     chosen = foreground_places(labels, (4, 4), excluded=(0,))
     assert (labels.flatten(1).gather(1, chosen) == 1).sum() == 2

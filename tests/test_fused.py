@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmgl_losses.contrast import fused, pair_logsumexp, tiled
+from mmgl_losses.contrast.engines import ENGINES
 
 Z, IDS = torch.eye(4), torch.tensor([0, 0, 1, 1])
 
@@ -24,7 +25,7 @@ def test_in_the_interpreter():
 
 
 def test_asked_for_without_triton():
-    with patch.object(fused, "INSTALLED", False), pytest.raises(ValueError, match="Expected Triton to be installed"):
+    with patch.object(fused, "_INSTALLED", False), pytest.raises(ValueError, match="Expected Triton to be installed"):
         pair_logsumexp(Z, IDS, temperature=1.0, impl="fused")
 
 
@@ -42,7 +43,7 @@ def test_asked_for_on_the_cpu():
 
 def test_never_chosen_unasked():
     z = torch.randn(600, 4)
-    with patch.object(fused, "logsumexp", side_effect=AssertionError):
+    with patch.object(fused, "forward", side_effect=AssertionError):
         pair_logsumexp(z, torch.arange(600) % 3, temperature=1.0)
 
 
@@ -58,11 +59,15 @@ def test_half_precision_features_are_multiplied_in_their_type():
 
     labels, seen = torch.tensor([[0, 0, 1, 1]]), []
 
-    def stand_in(pairs, dtype):
-        seen.append((pairs.anchors.dtype, dtype))
-        return tiled.logsumexp(pairs, dtype)
+    class StandIn:
+        def forward(self, problem):
+            seen.append((problem.anchors.dtype, problem.precision))
+            return tiled.forward(problem)
 
-    with patch.object(fused, "logsumexp", stand_in):
+        def refuses(self, problem):
+            return None
+
+    with patch.dict(ENGINES, {"fused": StandIn()}):
         for dtype in (torch.bfloat16, torch.float32):
             local_supcon(torch.randn(1, 3, 4, dtype=dtype), labels, impl="fused")
     assert seen == [(torch.float32, torch.bfloat16), (torch.float32, torch.float32)]

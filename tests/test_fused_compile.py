@@ -19,10 +19,10 @@ NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 def compile_for(arch: int, kernel: str, dtype: torch.dtype, width: int, **options):
     """One kernel as `launch` would have it, for anchors that are the keys."""
-    from mmgl_losses.contrast.fused import backward, forward, launch
+    from mmgl_losses.contrast.fused import backward_kernels, forward_kernels, launch
 
     cut = launch.tile(kernel, dtype, width, arch // 10)
-    function = backward.weigh if kernel == "weigh" else getattr(forward, kernel)
+    function = backward_kernels.weigh if kernel == "weigh" else getattr(forward_kernels, kernel)
     features, integers = ("p_x", "p_y", "p_z"), ("p_lo", "p_hi", "p_itself", "p_count")
     constants = {
         "D": width, "WIDTH": width, "BLOCK": cut.x, "BLOCK_X": cut.x, "BLOCK_Y": cut.y, "SELF": "same", "ROWS": True,

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgl_losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon, formulas
+from mmgl_losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon
 from mmgl_losses.contrast import PairTerms, pair_terms
 from mmgl_losses.functional import global_contrast, local_supcon
+from mmgl_losses.losses import formulas
 from tests import problems as table
 from tests.problems import CONTRAST, GLOBAL, IGNORED, LOCAL, ROWS, problems
 from tests.strategies import contrasts, matrices

@@ -16,7 +16,7 @@ from mmgl_losses import (
     MultiScaleLocalSupCon,
     SegmentationHead,
 )
-from mmgl_losses.formulas import GLOBAL_FORMULAS, LOCAL_FORMULAS, supcon
+from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, LOCAL_FORMULAS, supcon
 from mmgl_losses.testing import ConformanceError, check_formula, check_head, check_loss
 from mmgl_losses.testing.formulas import LAWS as FORMULA_LAWS
 from mmgl_losses.testing.heads import LAWS as HEAD_LAWS

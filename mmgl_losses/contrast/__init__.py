@@ -1,19 +1,23 @@
 """The primitive of every contrastive loss here: log-sum-exp over positive and over negative pairs."""
 
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
-from mmgl_losses import checks
-from mmgl_losses.contrast import classes, operation, reference
-from mmgl_losses.contrast.pairs import comparable, layout
+from mmgl_losses.contrast import arguments, operation
+from mmgl_losses.contrast.arguments import check_temperature as check_temperature
+from mmgl_losses.contrast.arguments import pose as pose
+from mmgl_losses.contrast.arguments import select as select
+from mmgl_losses.contrast.engines import check_impl as check_impl
+from mmgl_losses.contrast.problem import Problem
 
-DENSE, DENSE_GPU = 1 << 15, 1 << 18  # pairs up to which plain code is chosen: it dispatches less and never waits
+__all__ = ["PairLogSumExp", "PairTerms", "pair_logsumexp", "pair_terms"]
 
 
 class PairOptions(TypedDict, total=False):
-    """The optional arguments that `pair_terms` hands to the primitive; see `pair_logsumexp`."""
+    """The optional arguments of the primitive; see `pair_logsumexp`."""
 
     keys: Tensor | None
     key_ids: Tensor | None
@@ -23,6 +27,8 @@ class PairOptions(TypedDict, total=False):
     key_log_weights: Tensor | None
     tolerance: float | None
     bound: float | None
+    impl: str
+    precision: torch.dtype | None
 
 
 class PairLogSumExp(NamedTuple):
@@ -114,7 +120,7 @@ def pair_logsumexp(
         >>> result.n_negatives
         tensor([1, 1, 2])
     """
-    positives, negatives, _, n_positives, n_negatives = _contrast(
+    problem, shape = arguments.problem(
         anchors,
         ids,
         temperature=temperature,
@@ -129,7 +135,8 @@ def pair_logsumexp(
         impl=impl,
         precision=precision,
     )
-    return PairLogSumExp(positives, negatives, n_positives, n_negatives)
+    positives, negatives, _, *counts = (x.view(shape) for x in operation.contrast(problem, impl))
+    return PairLogSumExp(positives, negatives, *counts)
 
 
 def pair_terms(
@@ -137,8 +144,6 @@ def pair_terms(
     ids: Tensor,
     *,
     temperature: float | Tensor,
-    impl: str = "auto",
-    precision: torch.dtype | None = None,
     **options: Unpack[PairOptions],
 ) -> PairTerms:
     r"""All that a formula needs of each anchor: `pair_logsumexp` and two numbers that need no pairs.
@@ -152,8 +157,6 @@ def pair_terms(
         anchors: (*groups, N, D), floating point.
         ids: (*groups, N), of any real type.
         temperature: positive float, or a 0-d tensor.
-        impl: as in `pair_logsumexp`.
-        precision: as in `pair_logsumexp`.
         **options: as in `pair_logsumexp`.
 
     Returns:
@@ -163,73 +166,14 @@ def pair_terms(
         >>> pair_terms(torch.eye(3), torch.tensor([0, 0, 1]), temperature=0.5).self_logit
         tensor([2., 2., 2.])
     """
-    positives, negatives, total, n_positives, n_negatives = _contrast(
-        anchors, ids, temperature=temperature, impl=impl, precision=precision, **options
-    )
-    wide = _select(_wide(anchors), options.get("anchor_mask"))
-    return PairTerms(positives, negatives, total, wide.square().sum(-1) / temperature, n_positives, n_negatives)
+    impl = options.get("impl", "auto")
+    given: dict[str, Any] = {**dict.fromkeys(PairOptions.__annotations__), **options, "impl": impl}
+    problem, shape = arguments.problem(anchors, ids, temperature=temperature, **given)
+    return PairTerms(*(x.view(shape) for x in terms(problem, impl)))
 
 
-def _contrast(
-    anchors: Tensor,
-    ids: Tensor,
-    *,
-    temperature: float | Tensor,
-    impl: str,
-    precision: torch.dtype | None,
-    **options: Unpack[PairOptions],
-) -> tuple[Tensor, ...]:
-    """Check, bring into one form, and compute: log-sum-exps, the sum of positive logits, and the counts."""
-    checks.implementation(impl)
-    checks.precision(precision)
-    checks.temperature(temperature)
-    checks.contrast(anchors, ids, **options)
-    shape, dims = ids.shape, anchors.ndim - 2
-    bound, tolerance = options.get("bound"), options.get("tolerance")
-    flat: dict[str, Any] = {name: _flatten(value, dims) for name, value in options.items() if name != "bound"}
-    keys, anchor_mask, key_mask = (flat.pop(name, None) for name in ("keys", "anchor_mask", "key_mask"))
-    own_ids, key_ids = comparable(_flatten(ids, dims), flat.pop("key_ids", None), tolerance)
-    if flat.get("key_log_weights") is not None:
-        flat["key_log_weights"] = flat["key_log_weights"].detach().to(_wide(anchors).dtype)
-    with torch.autocast(anchors.device.type, enabled=False):
-        wide = _flatten(_wide(anchors), dims)
-        if keys is None:
-            # Half of the scale on either side keeps the product symmetric, and gives the temperature its gradient.
-            used = None if key_mask is None or anchor_mask is None else key_mask | anchor_mask
-            wide = _select(wide, used) * (temperature**-0.5)
-        else:
-            wide, keys = _select(wide, anchor_mask) / temperature, _select(keys.to(wide.dtype), key_mask)
-        if impl == "auto" or not ids.numel():  # without anchors there is nothing to cut into tiles
-            pairs = wide.shape[0] * wide.shape[1] * (wide if keys is None else keys).shape[1]
-            impl = "reference" if pairs <= (DENSE if wide.device.type == "cpu" else DENSE_GPU) else "tiled"
-        if impl == "reference":
-            result = reference.contrast(
-                wide, keys, own_ids, key_ids, anchor_mask=anchor_mask, key_mask=key_mask, **flat
-            )
-        else:
-            # `as_tensor` keeps a temperature that is a tensor on its device: nothing waits for its value.
-            limit = None if bound is None else torch.as_tensor(bound / temperature, dtype=wide.dtype).detach()
-            precision = precision or anchors.dtype
-            if impl == "tiled" and keys is None and all(value is None for value in flat.values()):
-                result = classes.contrast(wide, own_ids, anchor_mask=anchor_mask, key_mask=key_mask, limit=limit)
-            else:
-                order = layout(own_ids, key_ids=key_ids, key_mask=key_mask, limit=limit, **flat)
-                result = operation.contrast(wide, keys, anchor_mask, order, impl=impl, precision=precision)
-    return tuple(x.view(shape) for x in result)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """float32 for half precision: products of logits are summed in no less."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _select(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Rows that take part, zeros for the others, whatever those hold: NaN times 0 would still be NaN."""
-    return x if mask is None else torch.where(mask[..., None], x, 0.0)
-
-
-def _flatten(value: Any, dims: int) -> Any:
-    """A tensor with its `dims` leading group dimensions made one; anything else as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.unsqueeze(0) if dims == 0 else value.flatten(0, dims - 1)
+def terms(problem: Problem, impl: str) -> PairTerms:
+    """The terms (G, N) of a problem that is checked."""
+    positives, negatives, total, *counts = operation.contrast(problem, impl)
+    itself = problem.anchors.square().sum(-1)
+    return PairTerms(positives, negatives, total, itself if problem.scale == 1.0 else itself * problem.scale, *counts)

@@ -1,124 +1,190 @@
-"""The contrast as one operation to autograd and to the compiler: sort, compute, sort back, in any implementation."""
+"""The contrast as one operation: to autograd and `torch.func` a function, to the compiler a single node.
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+Run as it is, a problem goes to its engine directly. Under ``torch.compile`` and ``torch.export`` it is an operator, so
+that they do not look inside, where engines sort, count ids and choose by size. Both share what is written here.
+
+Higher and forward-mode derivatives: the reference engine is made of differentiable operations, its gradient included.
+Any other engine has a gradient and no more, and says so to whoever asks.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Function, forward_ad
 
-from mmgl_losses.contrast import fused, sums, tiled
-from mmgl_losses.contrast.pairs import Layout, unsort
+from mmgl_losses import checks
+from mmgl_losses.contrast import reference
+from mmgl_losses.contrast.engines import engine
+from mmgl_losses.contrast.problem import TENSORS, Gradients, Problem, Results, Upstream
 
-IMPLEMENTATIONS: dict[str, Any] = {"tiled": tiled, "fused": fused}
-Terms = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-@torch.library.custom_op("mmgl_losses::contrast", mutates_args=())
-def _forward(
-    anchors: Tensor, keys: Tensor | None, anchor_mask: Tensor | None,
-    order: Tensor, key_order: Tensor | None, first: Tensor | None, lo: Tensor, hi: Tensor, count: Tensor,
-    itself: Tensor | None, log_weights: Tensor | None, limit: Tensor | None, symmetric: bool, ranges: bool,
-    impl: str, precision: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    layout = Layout(order, key_order, first, lo, hi, count, itself, log_weights, limit, symmetric, ranges)
-    with torch.autocast(anchors.device.type, enabled=False):
-        return terms(anchors, keys, anchor_mask, layout, impl, precision)
+_FIELDS = (
+    "Tensor anchors, Tensor? keys, Tensor ids, Tensor? key_ids, Tensor? self_index, Tensor? anchor_mask, "
+    "Tensor? key_mask, Tensor? key_log_weights, Tensor? limit, float scale, float? tolerance, ScalarType precision, "
+    "str impl"
+)
+_RESULTS = "Tensor positives, Tensor negatives, Tensor n_positives, Tensor n_negatives"
+_UPSTREAM = "Tensor? grad_positives, Tensor? grad_negatives, Tensor? grad_sum, bool needs_anchors, bool needs_keys"
 
 
-def terms(
-    anchors: Tensor, keys: Tensor | None, anchor_mask: Tensor | None, layout: Layout, impl: str, precision: torch.dtype
-) -> Terms:
-    """What `contrast` returns, without autograd."""
-    pairs = layout.pairs(anchors, keys)
-    positives, negatives = IMPLEMENTATIONS[impl].logsumexp(pairs, precision)
-    total = sums.positive_sum(pairs, layout)
-    return finished([unsort(x, layout.order) for x in (positives, negatives, total, *pairs.counts())], anchor_mask)
+def contrast(problem: Problem, impl: str) -> Results:
+    """The results of a problem, in the order of its anchors, by the engine `impl`."""
+    arguments = (*problem.values(), impl)
+    plain = type(problem.anchors) is Tensor or type(problem.anchors) is nn.Parameter
+    if torch.compiler.is_compiling() or not plain:  # fake tensors come without the compiler too
+        return Results(*_operator(*arguments))
+    if forward_ad._current_level >= 0 and engine(impl, problem) is reference:
+        return reference.forward(problem)
+    return Results(*_Contrast.apply(*arguments))  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def finished(results: Sequence[Tensor], mask: Tensor | None) -> Terms:
-    """Results in the caller's order, with nothing for anchors that are masked or have no such pairs."""
-    if mask is not None:
-        results = [x.masked_fill_(~mask, 0) for x in results]
-    positives, negatives, total, n_positives, n_negatives = results
-    empty = n_positives == 0  # counts, not -inf, say what is empty
-    positives.masked_fill_(empty, -torch.inf)
-    negatives.masked_fill_(n_negatives == 0, -torch.inf)
-    return positives, negatives, total.masked_fill_(empty, 0.0), n_positives, n_negatives
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+    *fields, impl = arguments
+    problem = Problem(*fields)
+    with _full_precision(problem):
+        return tuple(engine(impl, problem).forward(problem))
 
 
-@_forward.register_fake
-def _(anchors, keys, anchor_mask, order, *_):
-    return *(anchors.new_empty(order.shape) for _ in range(3)), *(torch.empty_like(order) for _ in range(2))
-
-
-@torch.library.custom_op("mmgl_losses::contrast_backward", mutates_args=())
-def _backward(
-    anchors: Tensor, keys: Tensor | None,
-    order: Tensor, key_order: Tensor | None, first: Tensor | None, lo: Tensor, hi: Tensor, count: Tensor,
-    itself: Tensor | None, log_weights: Tensor | None, limit: Tensor | None, symmetric: bool, ranges: bool,
-    impl: str, precision: torch.dtype,
-    positives: Tensor, negatives: Tensor, n_positives: Tensor, n_negatives: Tensor,
-    grad_positives: Tensor | None, grad_negatives: Tensor | None, grad_total: Tensor | None,
-    needs_anchors: bool, needs_keys: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    layout = Layout(order, key_order, first, lo, hi, count, itself, log_weights, limit, symmetric, ranges)
-    numbers, grads = (n_positives, n_negatives), (grad_positives, grad_negatives, grad_total)
-    with torch.autocast(anchors.device.type, enabled=False):
-        first_grad, second_grad = gradients(
-            anchors, keys, layout, impl, precision, upstream((positives, negatives), numbers, grads),
-            (needs_anchors, needs_keys),
-        )  # fmt: skip
-    nothing = anchors.new_empty(0)
-    return nothing if first_grad is None else first_grad, nothing.clone() if second_grad is None else second_grad
-
-
-class Upstream(NamedTuple):
-    """What comes from above, with nothing from anchors that are masked or have no such pairs, each (G, N)."""
-
-    logsumexps: Sequence[Tensor]  #: of positives and negatives, inf where empty
-    grads: Sequence[Tensor]  #: of these
-    total: Tensor | None  #: of the sum of positive logits
-
-    def at(self, order: Tensor) -> "Upstream":
-        """The same, in the order (G, R) of some anchors."""
-        logsumexps, grads = ([x.gather(1, order) for x in values] for values in (self.logsumexps, self.grads))
-        return Upstream(logsumexps, grads, None if self.total is None else self.total.gather(1, order))
-
-
-def upstream(logsumexps: Sequence[Tensor], numbers: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Upstream:
-    """Results, numbers of positives and negatives, and gradients of results and sum, as `gradients` takes them."""
-    empty = [number == 0 for number in numbers]
-    *some, total = grads
-    return Upstream(
-        [lse.masked_fill(mask, torch.inf) for lse, mask in zip(logsumexps, empty, strict=True)],
-        # `masked_fill` keeps any gradient, even NaN, away from empty rows.
+def _backward(*arguments: Any) -> Gradients:
+    """Gradients of anchors and keys from the fields of a problem, its results, and their gradients."""
+    fields, impl, results, grads, needed = _parts(arguments)
+    problem = Problem(*fields)
+    empty = [number == 0 for number in results[2:]]
+    upstream = Upstream(
+        [lse.masked_fill(none, torch.inf) for lse, none in zip(results[:2], empty, strict=True)],
+        # `masked_fill` keeps any gradient, even NaN, away from rows that have no such pairs.
         [
-            torch.zeros_like(lse) if grad is None else grad.masked_fill(mask, 0.0)
-            for lse, grad, mask in zip(logsumexps, some, empty, strict=True)
+            torch.zeros_like(lse) if grad is None else grad.masked_fill(none, 0.0)
+            for lse, grad, none in zip(results[:2], grads, empty, strict=False)
         ],
-        None if total is None else total.masked_fill(empty[0], 0.0),
+        None if grads[2] is None else grads[2].masked_fill(empty[0], 0.0),
     )
+    with _full_precision(problem):
+        return engine(impl, problem).backward(problem, upstream, needed)
 
 
-def gradients(
-    anchors: Tensor,
-    keys: Tensor | None,
-    layout: Layout,
-    impl: str,
-    precision: torch.dtype,
-    above: Upstream,
-    needed: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of anchors and keys, in the caller's order, where they are `needed`."""
-    pairs, above = layout.pairs(anchors, keys), above.at(layout.order)
-    first, second = IMPLEMENTATIONS[impl].gradients(pairs, layout, precision, *above, needed)
+def _parts(arguments: Any) -> tuple[Any, str, Any, Any, tuple[bool, bool]]:
+    """Fields of the problem, name of the engine, saved results, gradients of the results, which gradients to give."""
+    *fields, impl, a, b, c, d, grad_positives, grad_negatives, grad_sum, needs_anchors, needs_keys = arguments
+    return fields, impl, (a, b, c, d), (grad_positives, grad_negatives, grad_sum), (needs_anchors, needs_keys)
+
+
+def _full_precision(problem: Problem) -> AbstractContextManager[Any]:
+    """Autocast would multiply in half precision."""
+    kind = problem.anchors.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    positives, negatives, _, n_positives, n_negatives = output
+    ctx.plain = inputs[TENSORS:]
+    ctx.mark_non_differentiable(n_positives, n_negatives)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:TENSORS], positives, negatives, n_positives, n_negatives)
+
+
+def _saved(ctx: Any, grads: Any) -> tuple[Any, ...]:
+    """The arguments of `_backward`."""
+    tensors = ctx.saved_tensors
+    needed = ctx.needs_input_grad[0], tensors[1] is not None and ctx.needs_input_grad[1]
+    return *tensors[:TENSORS], *ctx.plain, *tensors[TENSORS:], *grads[:3], *needed
+
+
+def _none_for_the_rest(ctx: Any, gradients: Gradients) -> tuple[Tensor | None, ...]:
+    return *gradients, *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+class _Contrast(Function):
+    """The problem's fields and the name of an engine -> the results."""
+
+    forward = staticmethod(_forward)
+
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        arguments = _saved(ctx, grads)
+        fields, impl, *_ = _parts(arguments)
+        once = torch.is_grad_enabled() and engine(impl, Problem(*fields)) is not reference
+        return _none_for_the_rest(ctx, (_Gradient.apply if once else _backward)(*arguments))  # pyright: ignore
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse("forward-mode derivatives", ctx.plain[-1])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _in_groups(_Contrast, info.batch_size, in_dims, arguments)
+
+
+class _Gradient(Function):
+    """`_backward` of an engine whose gradient cannot be differentiated."""
+
+    forward = staticmethod(_backward)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.impl = _parts(inputs)[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
+        _refuse("second derivatives", ctx.impl)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse("second derivatives", ctx.impl)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _in_groups(_Gradient, info.batch_size, in_dims, arguments)
+
+
+def _in_groups(function: Any, batch: int, in_dims: Any, arguments: Any) -> Any:
+    """A function of problems under vmap: the mapped axis becomes more groups."""
+
+    def grouped(x: Any, dim: int | None) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if dim is not None:
+            x = x.movedim(dim, 0)
+        if x.ndim == (0 if dim is None else 1):  # the limit of the logits
+            return x if dim is None else x.amax()
+        return (x.expand(batch, *x.shape) if dim is None else x).flatten(0, 1)
+
+    outputs = function.apply(*map(grouped, arguments, in_dims))
     return (
-        None if first is None else unsort(first, layout.order),
-        None if second is None or layout.key_order is None else unsort(second, layout.key_order),
+        tuple(x if x is None else x.unflatten(0, (batch, -1)) for x in outputs),
+        tuple(None if x is None else 0 for x in outputs),
     )
 
 
-@_backward.register_fake
+def _refuse(what: str, impl: str) -> NoReturn:
+    engine = "the engine that impl='auto' chose" if impl == "auto" else f"impl={impl!r}"
+    cure = "It forms all pairs: use it for few points."
+    raise NotImplementedError(checks.message(f"impl='reference' for {what}", engine, cure))
+
+
+def _give(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """`_backward` as an operator gives it: an empty tensor stands for None."""
+    none = arguments[0].new_empty(0)
+    first, second = _backward(*arguments)
+    return none if first is None else first, none.clone() if second is None else second
+
+
+_schema = f"({_FIELDS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+_operator = torch.library.custom_op("mmgl_losses::contrast", _forward, mutates_args=(), schema=_schema)
+_schema = f"({_FIELDS}, {_RESULTS}, {_UPSTREAM}) -> (Tensor, Tensor)"
+_operator_backward = torch.library.custom_op("mmgl_losses::contrast_backward", _give, mutates_args=(), schema=_schema)
+
+
+@_operator.register_fake
+def _(anchors, keys, ids, *_):
+    counts = (ids.new_empty(ids.shape, dtype=torch.int64) for _ in range(2))
+    return *(anchors.new_empty(ids.shape) for _ in range(3)), *counts
+
+
+@_operator_backward.register_fake
 def _(anchors, keys, *rest):
     *_, needs_anchors, needs_keys = rest
     return (
@@ -127,38 +193,14 @@ def _(anchors, keys, *rest):
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    anchors, keys, _, *arranged, ctx.symmetric, ctx.ranges, ctx.impl, ctx.precision = inputs
-    positives, negatives, _, n_positives, n_negatives = output
-    ctx.mark_non_differentiable(n_positives, n_negatives)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(anchors, keys, *arranged, positives, negatives, n_positives, n_negatives)
+def _autograd(ctx: Any, *grads: Any) -> Any:
+    arguments = _saved(ctx, grads)
+    pairs = zip(_operator_backward(*arguments), arguments[-2:], strict=True)
+    return _none_for_the_rest(ctx, tuple(grad if needed else None for grad, needed in pairs))  # pyright: ignore
 
 
-def _autograd(ctx, grad_positives, grad_negatives, grad_total, *_):
-    *tensors, positives, negatives, n_positives, n_negatives = ctx.saved_tensors
-    needed = ctx.needs_input_grad[0], tensors[1] is not None and ctx.needs_input_grad[1]
-    grads = _backward(
-        *tensors, ctx.symmetric, ctx.ranges, ctx.impl, ctx.precision,
-        positives, negatives, n_positives, n_negatives, grad_positives, grad_negatives, grad_total, *needed,
-    )  # fmt: skip
-    return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *[None] * 14
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def contrast(
-    anchors: Tensor,
-    keys: Tensor | None,
-    anchor_mask: Tensor | None,
-    layout: Layout,
-    *,
-    impl: str,
-    precision: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log-sum-exp over positives and negatives, sum of positive logits, numbers of both; each (G, N), as given.
-
-    Products of anchors (G, N, D) and keys (G, M, D), both in the caller's order, are logits; masked rows are zeros.
-    """
-    return _forward(anchors, keys, anchor_mask, *layout, impl, precision)
+_operator.register_autograd(_autograd, setup_context=_setup_context)
+_operator_backward.register_autograd(
+    lambda ctx, *grads: _refuse("second derivatives", ctx.impl),
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "impl", _parts(inputs)[1]),
+)

@@ -1,61 +1,71 @@
 """The primitive in Triton kernels; features are rounded to the wanted precision to be multiplied.
 
-Triton is imported with the first call, never before: only `forward`, `backward` and `launch` know it.
+Triton is imported with the first call, never before: only `launch` and the modules of kernels know it.
 """
 
-from collections.abc import Sequence
+import importlib
+from dataclasses import fields, replace
 from importlib.util import find_spec
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmgl_losses import checks
-from mmgl_losses.contrast import sums
-from mmgl_losses.contrast.pairs import Layout, Pairs
+from mmgl_losses.checks import message
+from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
+from mmgl_losses.contrast.ranges import Sorted, sort, unsort
 
-INSTALLED = find_spec("triton") is not None
-WIDEST = 256  # features
-
-
-def _launch(anchors: Tensor, dtype: torch.dtype) -> ModuleType:
-    """The module that launches kernels, for a problem that they serve; one clear error for any other."""
-    checks.fused(anchors, dtype, INSTALLED, WIDEST)
-    from mmgl_losses.contrast.fused import launch
-
-    if not anchors.is_cuda:
-        from triton import knobs
-
-        checks.kernels_run(anchors, knobs.runtime.interpret)
-    return launch
+_INSTALLED = find_spec("triton") is not None
+_WIDEST = 256  # features
 
 
-def logsumexp(pairs: Pairs, precision: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over positives and over negatives, each (G, N); -inf where there are none."""
-    launch = _launch(pairs.anchors, precision)
-    with torch.cuda.device_of(pairs.anchors):
-        return launch.forward(_contiguous(pairs), precision)
+def refuses(problem: Problem) -> str | None:
+    """Why this problem cannot go this way."""
+    anchors, cure = problem.anchors, "Use impl='tiled', or impl='auto'."
+    if not _INSTALLED:
+        cure = "`pip install triton` (it comes with torch for CUDA), or use impl='auto'."
+        return message("Triton to be installed for impl='fused'", "none", cure)
+    if torch.float64 in (anchors.dtype, problem.precision):
+        return message("features in float32 or half precision for impl='fused'", torch.float64, cure)
+    if anchors.shape[-1] > _WIDEST:
+        return message(f"features of at most {_WIDEST} numbers for impl='fused'", anchors.shape[-1], cure)
+    if not anchors.is_cuda and not importlib.import_module("triton").knobs.runtime.interpret:
+        return message("tensors on a CUDA device for impl='fused'", f"them on {anchors.device}", cure)
+    return None
 
 
-def gradients(
-    pairs: Pairs,
-    layout: Layout,
-    precision: torch.dtype,
-    logsumexps: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    total: Tensor | None,
-    needed: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the anchors and of the keys from those of the three results, each where it is `needed`."""
-    launch = _launch(pairs.anchors, precision)
-    with torch.cuda.device_of(pairs.anchors):
-        found = launch.backward(_contiguous(pairs), precision, logsumexps, grads, needed)
-    if total is None:
-        return found
-    more = sums.backward(pairs, layout, total, needed)
-    first, second = (x if y is None else y if x is None else x.add_(y) for x, y in zip(found, more, strict=True))
-    return first, second
+def suits(problem: Problem) -> bool:
+    """Not yet: the kernels have not been measured on a GPU."""
+    return False
 
 
-def _contiguous(pairs: Pairs) -> Pairs:
-    return Pairs._make(x.contiguous() if isinstance(x, Tensor) else x for x in pairs)
+def forward(problem: Problem) -> Results:
+    """Log-sum-exps, sum of positive logits, and counts."""
+    if not problem.pairs:
+        return Results.nothing(problem)
+    launch, pairs = ready(problem)
+    with torch.cuda.device_of(problem.anchors):
+        results = *launch.forward(pairs, problem.precision), pairs.positive_sum(), *pairs.counts()
+        return Results(*(unsort(x, pairs.order) for x in results)).masked(problem.anchor_mask)
+
+
+def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) -> Gradients:
+    """Gradients of the anchors and of the keys, each where it is `needed`."""
+    if not problem.pairs:
+        return torch.zeros_like(problem.anchors), None if problem.keys is None else torch.zeros_like(problem.keys)
+    launch, pairs = ready(problem)
+    upstream = upstream.at(pairs.order)
+    with torch.cuda.device_of(problem.anchors):
+        found = launch.backward(pairs, problem.precision, upstream, needed)
+        if upstream.positive_sum is not None:
+            more = pairs.positive_sum_backward(upstream.positive_sum, needed)
+            found = (x if y is None else y if x is None else x.add_(y) for x, y in zip(found, more, strict=True))
+        return pairs.given(*found)
+
+
+def ready(problem: Problem) -> tuple[Any, Sorted]:
+    """What launches the kernels, and the sorted problem as they read it."""
+    pairs = sort(problem)
+    tensors = {field.name: getattr(pairs, field.name) for field in fields(pairs)}
+    whole = {name: x.contiguous() for name, x in tensors.items() if isinstance(x, Tensor)}
+    return importlib.import_module("mmgl_losses.contrast.fused.launch"), replace(pairs, **whole)

@@ -7,15 +7,15 @@ launched, and the one that is not meant leaves at once.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmgl_losses.contrast.fused import backward as gradients
-from mmgl_losses.contrast.fused import forward as sums
-from mmgl_losses.contrast.pairs import Pairs
+from mmgl_losses.contrast.fused import backward_kernels as gradients
+from mmgl_losses.contrast.fused import forward_kernels as sums
+from mmgl_losses.contrast.problem import Upstream
+from mmgl_losses.contrast.ranges import Sorted
 
 LOG2_E = 1 / math.log(2)
 VECTOR = 1024  # elements of a program that works on vectors
@@ -49,7 +49,7 @@ def tile(kernel: str, dtype: torch.dtype, width: int, major: int) -> Tile:
     return Tile(128, 64, 8, stages) if kernel == "weigh" else Tile(128, 128, 8, stages)
 
 
-def cut_for(kernel: str, pairs: Pairs, dtype: torch.dtype) -> Tile:
+def cut_for(kernel: str, pairs: Sorted, dtype: torch.dtype) -> Tile:
     """The tile of a kernel for a problem on its device."""
     device = pairs.anchors.device
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
@@ -80,12 +80,13 @@ def pack(x: Tensor, scale: float, dtype: torch.dtype, tile: Tile) -> Tensor:
     return packed
 
 
-def operands(pairs: Pairs, dtype: torch.dtype, tile: Tile) -> tuple[Tensor, Tensor]:
+def operands(pairs: Sorted, dtype: torch.dtype, tile: Tile) -> tuple[Tensor, Tensor]:
     """Both sides of the products, which are logits in units of log 2; one tensor where the anchors are the keys."""
+    factor = pairs.scale * LOG2_E
     if pairs.keys is None:
-        x = pack(pairs.anchors, LOG2_E**0.5, dtype, tile)
+        x = pack(pairs.anchors, factor**0.5, dtype, tile)
         return x, x
-    return pack(pairs.anchors, LOG2_E, dtype, tile), pack(pairs.keys, 1.0, dtype, tile)
+    return pack(pairs.anchors, factor, dtype, tile), pack(pairs.keys, 1.0, dtype, tile)
 
 
 class Path(NamedTuple):
@@ -96,7 +97,7 @@ class Path(NamedTuple):
     weights: dict[bool, Tensor]  # of the keys: w with a shift, log2 w with maxima
 
 
-def path(pairs: Pairs, dtype: torch.dtype) -> Path:
+def path(pairs: Sorted, dtype: torch.dtype) -> Path:
     """Choose the shift c with which every exp(s - c) and every sum of them is a normal number.
 
     Normal for all pairs: c <= -log(tiny) - limit; no overflow of a sum: c >= limit + log(M) - log(max).
@@ -108,7 +109,7 @@ def path(pairs: Pairs, dtype: torch.dtype) -> Path:
         weights = {True: log_weights.exp(), False: log_weights * LOG2_E}
     if pairs.limit is None:
         return Path(torch.full((), math.nan, device=device), (False,), weights)
-    info, keys = torch.finfo(torch.float32), pairs.lo if pairs.keys is None else pairs.keys
+    info, keys = torch.finfo(torch.float32), pairs.others
     slack = 0.1 - math.log(info.max) + math.log(max(keys.shape[1], 1))
     rounding = 1 + 2 * torch.finfo(dtype).eps
     if log_weights is None and pairs.limit.device.type == "cpu":
@@ -129,9 +130,9 @@ def shares(programs: int, most: int) -> int:
     return max(1, min(PROGRAMS // max(programs, 1), most))
 
 
-def forward(pairs: Pairs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def forward(pairs: Sorted, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Log-sum-exp over positives and over negatives, each (G, N) float32; -inf where there are none."""
-    (groups, n), m = pairs.lo.shape, (pairs.anchors if pairs.keys is None else pairs.keys).shape[1]
+    (groups, n), m = pairs.lo.shape, pairs.others.shape[1]
     results = [torch.full(pairs.lo.shape, -torch.inf, device=pairs.lo.device) for _ in range(2)]
     if not groups * n * m:
         return results[0], results[1]
@@ -147,7 +148,7 @@ def forward(pairs: Pairs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return results[0], results[1]
 
 
-def credit(pairs: Pairs, dtype: torch.dtype, way: Path) -> Tensor:
+def credit(pairs: Sorted, dtype: torch.dtype, way: Path) -> Tensor:
     """Sums of exponentials (2, G, N), each pair of tiles formed once."""
     (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
     cut = cut_for("credit", pairs, dtype)
@@ -163,12 +164,12 @@ def credit(pairs: Pairs, dtype: torch.dtype, way: Path) -> Tensor:
     return totals
 
 
-def rows(pairs: Pairs, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...]) -> list[Tensor]:
+def rows(pairs: Sorted, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...]) -> list[Tensor]:
     """Log-sum-exps (G, N) over positives and over negatives, every pair formed on its own."""
     (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
     cut = cut_for("rows", pairs, dtype)
     x, y = operands(pairs, dtype, cut)
-    m = n if pairs.keys is None else pairs.keys.shape[1]
+    m = pairs.others.shape[1]
     tiles = ceil(n, cut.x)
     chunks = shares(groups * tiles, ceil(m, cut.y))
     parts = [pairs.lo.new_empty((chunks, groups, n), dtype=torch.float32) for _ in range(2)]
@@ -182,41 +183,48 @@ def rows(pairs: Pairs, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...])
     return [part.logsumexp(0) if chunks > 1 else part[0] for part in parts]
 
 
-def self_kind(pairs: Pairs) -> str:
+def self_kind(pairs: Sorted) -> str:
     """Which key is an anchor itself: "same" row, "given" as an index, or "none"."""
     return "same" if pairs.keys is None else "none" if pairs.itself is None else "given"
 
 
-def own_keys(pairs: Pairs) -> Tensor:
+def own_keys(pairs: Sorted) -> Tensor:
     """What stands for `itself`, which kernels read only where it is given."""
     return pairs.lo if pairs.itself is None else pairs.itself
 
 
 def backward(
-    pairs: Pairs,
-    dtype: torch.dtype,
-    results: Sequence[Tensor],
-    upstream: Sequence[Tensor],
-    needed: tuple[bool, bool],
+    pairs: Sorted, dtype: torch.dtype, upstream: Upstream, needed: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the anchors and of the keys, float32, each where it is `needed`."""
-    (groups, n), m = pairs.lo.shape, (pairs.anchors if pairs.keys is None else pairs.keys).shape[1]
+    """Gradients of the anchors and of the keys by the log-sum-exps, float32, each where it is `needed`."""
+    (groups, n), m = pairs.lo.shape, pairs.others.shape[1]
     if not groups * n * m:
         return torch.zeros_like(pairs.anchors), None if pairs.keys is None else torch.zeros_like(pairs.keys)
     way, gain = path(pairs, dtype), 2.0**14 if dtype == torch.float16 else 1.0
-    p, q = (x.float().contiguous() for x in upstream)
+    p, q = (x.float().contiguous() for x in upstream.gradients)
     largest = torch.maximum(torch.linalg.vector_norm(p, torch.inf), torch.linalg.vector_norm(q, torch.inf))
     width = padded_width(pairs.anchors.shape[2])
     cut = cut_for("weigh", pairs, dtype)
     x, y = operands(pairs, dtype, cut)
-    # Of each gradient: x and y, whether x are anchors (W) and keys (its transpose), rows of x and of y, y's scale.
-    sides = [(x, y, True, True, n, n, LOG2_E**0.5)]
+    # Of each gradient: x and y, whether x are anchors (W) and keys (its transpose), rows of x and of y, and y's factor
+    # over that of the logits.
+    sides = [(x, y, True, True, n, n, (LOG2_E / pairs.scale) ** 0.5)]
     if pairs.keys is not None:
-        sides = [(x, y, True, False, n, m, 1.0), (y, x, False, True, m, n, LOG2_E)]
+        sides = [(x, y, True, False, n, m, 1 / pairs.scale), (y, x, False, True, m, n, LOG2_E)]
     factors = {shifted: pairs.lo.new_empty((2, 2, groups, n), dtype=torch.float32) for shifted in way.shifted}
     for shifted, (factor, log) in factors.items():
         gradients.factors[(ceil(groups * n, VECTOR),)](
-            p, q, *results, way.shift, largest, factor, log, groups * n, BLOCK=VECTOR, GAIN=gain, SHIFTED=shifted
+            p,
+            q,
+            *upstream.logsumexps,
+            way.shift,
+            largest,
+            factor,
+            log,
+            groups * n,
+            BLOCK=VECTOR,
+            GAIN=gain,
+            SHIFTED=shifted,
         )
     grads: list[Tensor | None] = [None, None]
     for i, (a, b, anchors, keys, size, other, scale) in enumerate(sides):

@@ -1,10 +1,11 @@
 """One constant shift for every exp, where the range of the logits is known and fits the type."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from mmgl_losses.contrast.problem import Upstream
 
 LOG2_E = 1 / math.log(2)  # exp2 is several times faster than exp, so with a shift logits are in units of log 2
 
@@ -26,12 +27,14 @@ def constant_shift(
     return least if least <= -math.log(info.tiny) - reach else None
 
 
-def factors(grads: Sequence[Tensor], logsumexps: Sequence[Tensor], shift: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What E = exp(s - shift) of positives and of negatives is multiplied by, (G, N) each, and their common size.
+def factors(upstream: Upstream, shift: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What exp(s - shift) of positives and of negatives is multiplied by, (G, N) each, and their common size.
 
     Factors reach exp(-88): without the size taken out first, small gradients would become denormal.
     """
-    size = torch.maximum(grads[0].abs().max(), grads[1].abs().max())
+    up, down = upstream.gradients
+    size = torch.maximum(up.abs().max(), down.abs().max())
     size = torch.where(size == 0, 1.0, size)
-    positive, negative = (grad / size * (shift - lse).exp() for grad, lse in zip(grads, logsumexps, strict=True))
+    pairs = zip(upstream.gradients, upstream.logsumexps, strict=True)
+    positive, negative = (grad / size * (shift - lse).exp() for grad, lse in pairs)
     return positive, negative, size

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmgl_losses.contrast.pairs import flat, rows
-from mmgl_losses.contrast.tiled.shift import LOG2_E
+from mmgl_losses.contrast.problem import Problem, Results, Upstream
+from mmgl_losses.contrast.ranges import flat, rows
+from mmgl_losses.contrast.tiled.shift import LOG2_E, constant_shift, factors
 
 CLASSES = 32  # products with one-hot classes cost less than those with the features
 ELEMENTS, ROWS = 1 << 20, 512  # of a block at most: 4 MiB in float32; smaller ones are more operations
@@ -48,12 +49,13 @@ class Block(NamedTuple):
 
 
 class Points(NamedTuple):
-    """The points that take part, anchors first."""
+    """The points that take part, anchors first, and the shift of their exponentials."""
 
-    features: Tensor  # (G, U, D): their products are logits over log 2
+    features: Tensor  # (G, U, D): their products are logits in units of log 2
     keys: Tensor  # (G, C, U): one-hot classes; zeros for what is no key
     own: Tensor  # (G, C, R): one-hot classes of the first R points, which hold all anchors
     order: Tensor | None  # (G, U): their places among the points given; None: as given
+    shift: float
 
     def back(self, values: Tensor, n: int) -> Tensor:
         """Values (G, R) or rows (G, U, D) at their places among the `n` points given, zeros at the others."""
@@ -66,7 +68,29 @@ class Points(NamedTuple):
         return out.index_copy_(0, flat(order, n), values.flatten(0, 1)).view(len(values), n, -1)
 
 
-def numbered(ids: Tensor) -> tuple[Tensor, int]:
+def arrange(problem: Problem) -> Points | None:
+    """The points of a problem; None where it is not one of few ids, or no constant shift serves all exponentials."""
+    if not problem.own or problem.tolerance is not None or problem.key_log_weights is not None:
+        return None
+    shift = constant_shift(problem.limit, problem.ids.shape[1], problem.anchors.dtype)
+    if shift is None:
+        return None
+    classes, count = _numbered(problem.ids)
+    if not 0 < count <= CLASSES:
+        return None
+    features = problem.anchors * (LOG2_E * problem.scale) ** 0.5
+    order, first = None, classes.shape[1]
+    if problem.anchor_mask is not None or problem.key_mask is not None:
+        order, first = _order(classes, problem.anchor_mask, problem.key_mask)
+        features, classes = rows(features, order), classes.gather(1, order)
+    number = torch.arange(count, device=classes.device)[:, None]
+    keys = own = (classes[:, None] == number).to(features.dtype)
+    if problem.key_mask is not None and order is not None:
+        keys = own * problem.key_mask.gather(1, order)[:, None]
+    return Points(features, keys, own[:, :, :first], order, shift)
+
+
+def _numbered(ids: Tensor) -> tuple[Tensor, int]:
     """Ids as classes from 0 on, and a number that all of them are below."""
     if not ids.is_floating_point():
         least, most = ids.aminmax()
@@ -75,20 +99,6 @@ def numbered(ids: Tensor) -> tuple[Tensor, int]:
             return ids - least, count
     values, classes = ids.unique(return_inverse=True)
     return classes, len(values)
-
-
-def points(anchors: Tensor, classes: Tensor, count: int, anchor_mask: Tensor | None, key_mask: Tensor | None) -> Points:
-    """Arrange points (G, N, D) of `count` classes (G, N)."""
-    features = anchors * LOG2_E**0.5
-    order, first = None, classes.shape[1]
-    if anchor_mask is not None or key_mask is not None:
-        order, first = _order(classes, anchor_mask, key_mask)
-        features, classes = rows(features, order), classes.gather(1, order)
-    number = torch.arange(count, device=classes.device)[:, None]
-    keys = own = (classes[:, None] == number).to(anchors.dtype)
-    if key_mask is not None and order is not None:
-        keys = own * key_mask.gather(1, order)[:, None]
-    return Points(features, keys, own[:, :, :first], order)
 
 
 def _order(classes: Tensor, anchor_mask: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, int]:
@@ -102,12 +112,12 @@ def _order(classes: Tensor, anchor_mask: Tensor | None, key_mask: Tensor | None)
     return kind.argsort(dim=1, stable=True)[:, :part], first
 
 
-def forward(points: Points, shift: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log-sum-exp over positives and over negatives, sum of positive logits, numbers of both, of the first R points."""
-    features, keys, own, _ = points
+def forward(points: Points, problem: Problem) -> Results:
+    """The results of a problem whose points are arranged."""
+    features, keys, own, _, shift = points
     n = own.shape[2]
     sums = torch.zeros_like(own)
-    for block in _blocks(points, shift):
+    for block in _blocks(points):
         some, top, end, first, last, values = block
         sums[some, :, top:end] += torch.bmm(keys[some, :, first:last], values.mT)
         if block.beyond < min(last, n):
@@ -119,17 +129,24 @@ def forward(points: Points, shift: float) -> tuple[Tensor, Tensor, Tensor, Tenso
     n_negatives = number.sum(1, keepdim=True) - n_positives
     others = torch.bmm(own.mT, torch.bmm(keys, features)) - features[:, :n] * key[..., None]
     total = (others * features[:, :n]).sum(2).div_(LOG2_E)
-    return positives, negatives, total, (n_positives - key).long(), n_negatives.long()
+    results = positives, negatives, total, (n_positives - key).long(), n_negatives.long()
+    return Results(*(points.back(x, problem.ids.shape[1]) for x in results)).masked(problem.anchor_mask)
 
 
-def backward(points: Points, shift: float, positive: Tensor, negative: Tensor, total: Tensor | None) -> Tensor:
-    """The gradient of the anchors, (G, U, D), from the factors of E in positives and in negatives, and from o."""
-    features, keys, own, _ = points
+def backward(points: Points, problem: Problem, upstream: Upstream) -> Tensor:
+    """The gradient of the anchors, (G, N, D)."""
+    features, keys, own, order, shift = points
+    if not own.numel():
+        return torch.zeros_like(problem.anchors)
+    if order is not None:
+        upstream = upstream.at(order[:, : own.shape[2]])
+    positive, negative, size = factors(upstream, shift)
+    total = None if upstream.positive_sum is None else upstream.positive_sum / size
     left, right = _both(torch.where(own > 0, positive[:, None], negative[:, None]), keys)
     sums = None if total is None else _both(own * total[:, None], keys)
     grad = torch.zeros_like(features)
     room = features.new_empty(0)
-    for block in _blocks(points, shift):
+    for block in _blocks(points):
         some, top, end, first, last, values = block
         if room.numel() < values.numel():
             room = torch.empty_like(values).view(-1)
@@ -143,7 +160,8 @@ def backward(points: Points, shift: float, positive: Tensor, negative: Tensor, t
         if block.beyond < last:
             mirrored = weights[:, :, block.beyond - first :]
             grad[some, block.beyond : last].baddbmm_(mirrored.mT, features[some, top:end])
-    return grad.div_(LOG2_E**0.5)
+    grad.mul_(size * (problem.scale / LOG2_E) ** 0.5)
+    return points.back(grad, problem.ids.shape[1])
 
 
 def _both(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +170,7 @@ def _both(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([values, keys], 1), torch.cat([keys, values], 1)
 
 
-def _blocks(points: Points, shift: float) -> Iterator[Block]:
+def _blocks(points: Points) -> Iterator[Block]:
     """All pairs of anchors with points, once."""
     features, (groups, _, n) = points.features, points.own.shape
     size = features.shape[1]
@@ -171,8 +189,8 @@ def _blocks(points: Points, shift: float) -> Iterator[Block]:
                 left, right = features[some, top:end], features[some, first : first + width]
                 shape = len(left), left.shape[1], right.shape[1]
                 values = torch.bmm(left, right.mT, out=room[: math.prod(shape)].view(shape))
-                if shift:
-                    values -= shift * LOG2_E
+                if points.shift:
+                    values -= points.shift * LOG2_E
                 _clear(values.exp2_(), top - first)
                 yield Block(some, top, end, first, first + shape[2], values)
 

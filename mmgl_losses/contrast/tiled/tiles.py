@@ -8,14 +8,15 @@ Where a constant shift keeps exp in range, it is taken after that; otherwise eac
 spans all columns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmgl_losses.contrast.pairs import Pairs
+from mmgl_losses.contrast.problem import Gradients, Upstream
+from mmgl_losses.contrast.ranges import Sorted
 from mmgl_losses.contrast.tiled.shift import LOG2_E, factors
 
 ROWS, COLUMNS = 256, 4096  # of a tile: 4 MiB in float32, which stays in the caches that matter
@@ -103,17 +104,15 @@ class Group(NamedTuple):
             values[row, column[row]] = fill
 
 
-def _scale(shift: float | None) -> float:
-    """The factor of the logits."""
-    return 1.0 if shift is None else LOG2_E
+def _factor(pairs: Sorted, shift: float | None) -> float:
+    """What products are multiplied by to be logits: in units of log 2 where there is a shift, for exp2."""
+    return pairs.scale if shift is None else pairs.scale * LOG2_E
 
 
-def _groups(pairs: Pairs, shift: float | None) -> Iterator[Group]:
-    """The groups one by one, with logits multiplied by `_scale`; tiles are mirrored where a shift allows it."""
-    own = pairs.keys is None
-    anchors, scale = pairs.anchors, _scale(shift)
-    if scale != 1.0:
-        anchors = anchors * (scale**0.5 if own else scale)
+def _groups(pairs: Sorted, shift: float | None) -> Iterator[Group]:
+    """The groups one by one, their products multiplied by `_factor`; tiles are mirrored where a shift allows it."""
+    own, factor = pairs.keys is None, _factor(pairs, shift)
+    anchors = pairs.anchors * (factor**0.5 if own else factor)
     room = anchors.new_empty(0)
     for g, (lo, hi, count) in enumerate(zip(pairs.lo.tolist(), pairs.hi.tolist(), pairs.count.tolist(), strict=True)):
         cover = list(tiles(lo, hi, count, own=own, mirrored=pairs.symmetric and shift is not None, whole=shift is None))
@@ -133,7 +132,7 @@ def _groups(pairs: Pairs, shift: float | None) -> Iterator[Group]:
         )
 
 
-def forward(pairs: Pairs, shift: float | None) -> tuple[Tensor, Tensor]:
+def forward(pairs: Sorted, shift: float | None) -> tuple[Tensor, Tensor]:
     """Log-sum-exp over positives and over negatives, each (G, N); -inf where there are none."""
     start = -torch.inf if shift is None else 0.0
     positives = torch.full_like(pairs.lo, start, dtype=pairs.anchors.dtype)
@@ -190,30 +189,22 @@ def _credit_sums(group: Group, tile: Tile, shift: float, positives: Tensor, nega
                     sums[mirror:b] += group.log_weights[tile.top : tile.end].exp() @ beyond
 
 
-def backward(
-    pairs: Pairs,
-    shift: float | None,
-    logsumexps: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    total: Tensor | None,
-    needed: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
+def backward(pairs: Sorted, shift: float | None, upstream: Upstream, needed: tuple[bool, bool]) -> Gradients:
     """Gradients of the anchors and of the keys from those of the three results, each where it is `needed`."""
-    scale = _scale(shift)
+    factor = _factor(pairs, shift)
     anchors = torch.zeros_like(pairs.anchors)
     keys = anchors if pairs.keys is None else torch.zeros_like(pairs.keys)
-    positives, negatives = logsumexps
-    grad_positives, grad_negatives = grads
+    (positives, negatives), (grad_positives, grad_negatives), total = upstream
     size = torch.ones((), dtype=anchors.dtype, device=anchors.device)
     if shift is not None:
-        grad_positives, grad_negatives, size = factors(grads, logsumexps, shift)
+        grad_positives, grad_negatives, size = factors(upstream, shift)
         total = None if total is None else total / size
     for g, group in enumerate(_groups(pairs, shift)):
         for tile in group.tiles:
             rows, columns = slice(tile.top, tile.end), slice(tile.first, tile.last)
             if shift is None:
-                upstream = grad_positives[g, rows], grad_negatives[g, rows]
-                weights = _row_weights(group, tile, positives[g, rows], negatives[g, rows], *upstream)
+                given = (x[g, rows] for x in (positives, negatives, grad_positives, grad_negatives))
+                weights = _row_weights(group, tile, *given)
             else:
                 weights = _weights(group, tile, shift, grad_positives[g], grad_negatives[g])
             if total is not None:
@@ -225,9 +216,10 @@ def backward(
                 keys[g, tile.beyond : tile.last].addmm_(mirror.T, group.anchors[rows])
             elif pairs.keys is None or needed[1]:
                 keys[g, columns].addmm_(weights.T, group.anchors[rows])
+    size = size * pairs.scale
     if pairs.keys is None:
-        return anchors.mul_(size / scale**0.5), None
-    return anchors.mul_(size) if needed[0] else None, keys.mul_(size / scale) if needed[1] else None
+        return anchors.mul_(size / factor**0.5), None
+    return anchors.mul_(size) if needed[0] else None, keys.mul_(size / factor) if needed[1] else None
 
 
 def _weights(group: Group, tile: Tile, shift: float, positive: Tensor, negative: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ precision away from denormals: W is at most 2.
 import triton
 import triton.language as tl
 
-from mmgl_losses.contrast.fused.forward import INF, LOOSE, kind, logits
+from mmgl_losses.contrast.fused.forward_kernels import INF, LOOSE, kind, logits
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 

@@ -3,14 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from mmgl_losses.contrast import PairTerms
-from mmgl_losses.dice import soft_dice
-from mmgl_losses.formulas import Formula, mean_loss, valid_anchors
+from mmgl_losses.losses.formulas import Formula, mean_loss, resolve, valid_anchors
 
 
 @dataclass(frozen=True)
@@ -82,26 +80,34 @@ class Diagnostics:
         return "\n".join([head, *rows, self.sentence])
 
 
+class Seen(NamedTuple):
+    """What a contrast saw at one level."""
+
+    terms: PairTerms  #: each (groups, N), or (N,)
+    ids: Tensor | None  #: of the same shape, where they are classes to tell apart; None: all anchors are one kind
+
+
 def contrast(
-    levels: Iterable[tuple[str, PairTerms, Tensor, float]],
-    formula: Formula,
-    temperature: float,
-    *,
-    by_class: bool = True,
+    names: Iterable[str],
+    weights: Iterable[float],
+    seen: Iterable[Seen],
+    options: Any,
+    formulas: Mapping[str, Formula],
 ) -> Diagnostics:
-    """Diagnostics of a contrast from (name, terms, ids, weight) of each level."""
+    """Diagnostics of a contrast with the temperature and the formula of `options`."""
+    formula, scale = resolve(options.formula, formulas), 1 / options.temperature
     found = []
-    for name, terms, ids, weight in levels:
+    for name, weight, (terms, ids) in zip(names, weights, seen, strict=True):
         valid = valid_anchors(terms, formula)
-        kinds = ids[valid].unique().tolist() if by_class else []
-        of_class = {kind: valid & (ids == kind) for kind in kinds} if by_class else {-1: valid}
+        kinds = [] if ids is None else ids[valid].unique().tolist()
+        of_class = {-1: valid} if ids is None else {kind: valid & (ids == kind) for kind in kinds}
         found.append(
             LevelDiagnostics(
                 name=name,
                 weight=weight,
                 loss=mean_loss(terms, formula).item(),
-                floor=mean_loss(_uniform(terms, 1 / temperature, -1 / temperature), formula).item(),
-                chance=mean_loss(_uniform(terms, 1 / temperature, 1 / temperature), formula).item(),
+                floor=mean_loss(_uniform(terms, scale, -scale), formula).item(),
+                chance=mean_loss(_uniform(terms, scale, scale), formula).item(),
                 valid={kind: int(mask.sum()) for kind, mask in of_class.items()},
                 positives=terms.n_positives[valid].double().mean().item() if valid.any() else 0.0,
                 classes={kind: _mean(terms, formula, mask) for kind, mask in of_class.items()},
@@ -125,37 +131,3 @@ def _uniform(terms: PairTerms, positive: float, negative: float) -> PairTerms:
 
 def _mean(terms: PairTerms, formula: Formula, mask: Tensor) -> float:
     return formula(PairTerms(*(term[mask] for term in terms))).mean().item()
-
-
-def dice(levels: list[tuple[str, Tensor, float]], labels: Tensor, options: Mapping[str, Any]) -> Diagnostics:
-    """Diagnostics of deep supervision from (name, logits, weight) of each level."""
-    ignored = options["ignore_index"]
-    labels = labels.long()
-    present, counts = labels[labels != ignored].unique(return_counts=True)
-    found = []
-    for name, logits, weight in levels:
-        log_p = logits.float().log_softmax(1)
-        classes = {}
-        for kind in range(0 if options["include_background"] else 1, logits.shape[1]):
-            # The class against the rest, as two channels: its own coefficient is the foreground's.
-            one = log_p[:, kind : kind + 1]
-            rest = torch.cat([log_p[:, :kind], log_p[:, kind + 1 :]], 1).logsumexp(1, keepdim=True)
-            binary = (labels == kind).long()
-            if ignored is not None:
-                binary = torch.where(labels == ignored, -1, binary)
-            own = {**options, "include_background": False, "cross_entropy": 0.0, "ignore_index": -1}
-            classes[kind] = soft_dice(torch.cat([rest, one], 1), binary, **own).item()
-        found.append(
-            LevelDiagnostics(
-                name=name,
-                weight=weight,
-                loss=soft_dice(logits, labels, **options).item(),
-                floor=0.0,
-                chance=soft_dice(torch.zeros_like(logits), labels, **options).item(),
-                valid=dict(zip(present.tolist(), counts.tolist(), strict=True)),
-                positives=0.0,
-                classes=classes,
-                not_finite=int((~logits.isfinite()).any(1).sum()),
-            )
-        )
-    return Diagnostics(tuple(found))

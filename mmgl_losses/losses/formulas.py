@@ -1,25 +1,36 @@
 """The formulas, a few lines each over the terms of the primitive, and their mean over anchors.
 
-P(i) are the positives of anchor i, N(i) its negatives, s the cosines over the temperature.
+P(i) are the positives of anchor i, N(i) its negatives, s the cosines over the temperature. A formula is one function
+and one row in a table; what it is called there is what ``formula=`` takes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from mmgl_losses import checks
+from mmgl_losses.checks import message
 from mmgl_losses.contrast import PairTerms
 from mmgl_losses.distributed import total, world
 
-Formula = Callable[[PairTerms], Tensor]
+Formula: TypeAlias = Callable[[PairTerms], Tensor]
 
 
+def without_negatives(formula: Formula) -> Formula:
+    """Decorates a formula that has a value where an anchor has no negatives; any other skips such anchors."""
+    formula.needs_negatives = False  # pyright: ignore[reportFunctionMemberAccess]
+    return formula
+
+
+@without_negatives
 def supcon(terms: PairTerms) -> Tensor:
     """-mean_P s_ip + log sum_{a != i} exp(s_ia): Khosla et al. 2020, eq. 2 (L_out); with one positive, NT-Xent."""
     return torch.logaddexp(terms.positive_lse, terms.negative_lse) - terms.positive_sum / terms.n_positives
 
 
+@without_negatives
 def supcon_in(terms: PairTerms) -> Tensor:
     """-log mean_P exp(s_ip) + log sum_{a != i} exp(s_ia): Khosla et al. 2020, eq. 3 (L_in)."""
     mean_inside = terms.positive_lse - terms.n_positives.to(terms.positive_lse.dtype).log()
@@ -31,6 +42,7 @@ def decoupled(terms: PairTerms) -> Tensor:
     return terms.negative_lse - terms.positive_sum / terms.n_positives
 
 
+@without_negatives
 def mmgl_global(terms: PairTerms) -> Tensor:
     """-mean_P s_ip + log(exp(s_ii) + sum_N exp(s_in)): Zhao et al. 2022, section 3.1, as printed.
 
@@ -45,16 +57,12 @@ def mmgl_local(terms: PairTerms) -> Tensor:
 
 
 GLOBAL_FORMULAS: dict[str, Formula] = {"nt_xent": supcon, "decoupled": decoupled, "mmgl": mmgl_global}
-# Where there is one positive: what is in the denominator beside the negatives.
-DENOMINATORS = {"nt_xent": {"positive"}, "decoupled": set(), "mmgl": {"itself"}}
 LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, "mmgl": mmgl_local}
 
-
-_WITHOUT_NEGATIVES = (supcon, supcon_in, mmgl_global)  # these have a value where N(i) is empty
-HARMLESS = (0.0, 0.0, 0.0, 0.0, 1, 1)  # terms that no formula chokes on
+HARMLESS = (0.0, 0.0, 0.0, 0.0, 1, 1)  # the terms that a formula is given in place of an anchor that does not count
 
 
-def resolve(formula: str | Formula, named: dict[str, Formula]) -> Formula:
+def resolve(formula: str | Formula, named: Mapping[str, Formula]) -> Formula:
     """A formula by name, or a callable as it is."""
     if callable(formula):
         return formula
@@ -64,7 +72,7 @@ def resolve(formula: str | Formula, named: dict[str, Formula]) -> Formula:
 
 def needs_negatives(formula: Formula) -> bool:
     """Whether anchors without negatives do not count: a callable may say so by an attribute of this name."""
-    return getattr(formula, "needs_negatives", formula not in _WITHOUT_NEGATIVES)
+    return getattr(formula, "needs_negatives", True)
 
 
 def valid_anchors(terms: PairTerms, formula: Formula) -> Tensor:
@@ -86,7 +94,7 @@ def group_means(terms: PairTerms, formula: Formula, *, gather: bool = False) -> 
     """
     valid = valid_anchors(terms, formula)
     losses = formula(PairTerms(*(torch.where(valid, term, fill) for term, fill in zip(terms, HARMLESS, strict=True))))
-    checks.losses(losses, valid)
+    _check_losses(losses, valid)
     sums, count = torch.where(valid, losses, 0.0).sum(-1), valid.sum(-1)
     if gather:
         sums, count = sums * world(), total(count)
@@ -107,3 +115,14 @@ def mean_loss(terms: PairTerms, formula: Formula, *, gather: bool = False, share
     if gather and not shared:
         means, groups = means * world(), total(groups)
     return means.sum() / groups.clamp(min=1)
+
+
+def _check_losses(value: object, anchors: Tensor) -> None:
+    """What a formula made of the terms is a loss for each anchor."""
+    if isinstance(value, Tensor) and value.is_floating_point() and value.shape == anchors.shape:
+        return
+    cure = "A formula leaves the mean to the library."
+    wanted = f"`formula` to give a floating-point tensor of shape {checks.shape(anchors)}, a loss for each anchor"
+    if isinstance(value, Tensor) and value.is_floating_point():
+        raise ValueError(message(wanted, checks.shape(value), cure))
+    raise TypeError(message(wanted, f"type {value.dtype}" if isinstance(value, Tensor) else type(value).__name__, cure))

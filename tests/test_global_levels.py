@@ -1,6 +1,4 @@
-"""Two halves, the default of the global loss: the quick way gives what loops and the general way give."""
-
-from functools import partial
+"""The global loss in its usual form: few rows in two halves, at several levels at once."""
 
 import pytest
 import torch
@@ -9,7 +7,6 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmgl_losses import MultiScaleGlobalContrast
-from mmgl_losses.contrast import halves
 from mmgl_losses.functional import global_contrast
 from tests import oracles
 from tests.strategies import unit_rows
@@ -29,14 +26,6 @@ def value_and_gradients(loss, levels):
     return value, *torch.autograd.grad(value, levels, allow_unused=True)
 
 
-@pytest.fixture
-def taken(monkeypatch):
-    """How often the quick way was taken."""
-    calls, real = [], halves.loss
-    monkeypatch.setattr(halves, "loss", lambda *args, **options: calls.append(1) or real(*args, **options))
-    return calls
-
-
 @pytest.mark.parametrize("formula", FORMULAS)
 @given(data=st.data(), half=st.integers(2, 4), tau=st.sampled_from([0.07, 0.5]))
 def test_matches_loops(formula, data, half, tau):
@@ -50,17 +39,27 @@ def test_matches_loops(formula, data, half, tau):
 
 
 @pytest.mark.parametrize("formula", [*FORMULAS, all_terms, lambda terms: terms.self_logit, lambda t: -t.positive_lse])
-def test_is_the_general_way(formula, taken):
-    """Levels of two shapes share a call each; one of weight 0 holds NaN. A formula of one's own goes the general way."""
-    levels = [torch.randn(8, width, dtype=torch.float64) for width in (5, 5, 5, 3)]
+@pytest.mark.parametrize("impl", ["auto", "reference", "tiled"])
+def test_levels_at_once_are_levels_one_by_one(formula, impl):
+    """Levels of several widths are one problem; one of weight 0 holds NaN."""
+    levels = [torch.randn(8, width, dtype=torch.float64) for width in (5, 5, 7, 3)]
     levels[2].fill_(torch.nan)
-    make = partial(MultiScaleGlobalContrast, weights=(0.1, 0.2, 0.0, 0.7), temperature=0.2, formula=formula)
-    got = value_and_gradients(make(), levels)
-    calls = len(taken)
-    assert calls == (0 if callable(formula) else 2)
-    wanted = value_and_gradients(make(impl="reference"), levels)
-    assert len(taken) == calls
-    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    options = {"temperature": 0.2, "formula": formula}
+    loss = MultiScaleGlobalContrast(weights=(0.1, 0.2, 0.0, 0.7), impl=impl, **options)
+    got = value_and_gradients(loss, levels)
+
+    def one_by_one(levels):
+        single = (global_contrast(levels[i], **options) for i in (0, 1, 3))
+        return sum(weight * value for weight, value in zip((0.1, 0.2, 0.7), single, strict=True))
+
+    torch.testing.assert_close(got, value_and_gradients(one_by_one, levels), rtol=1e-12, atol=1e-12)
+
+
+def test_levels_of_several_types_meet_in_the_widest():
+    levels = [torch.randn(8, 5).half(), torch.randn(8, 5), torch.randn(8, 5).double()]
+    value = MultiScaleGlobalContrast()(levels)
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, MultiScaleGlobalContrast()([level.double() for level in levels]))
 
 
 def test_compiles_whole_and_once():
@@ -73,28 +72,13 @@ def test_compiles_whole_and_once():
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("case", ["one image", "small temperature", "trained temperature", "given instances"])
-def test_what_is_left_to_the_general_way(case, taken):
-    z, tau, instances = torch.randn(8, 5), 0.07, None
-    if case == "one image":
-        z = z[:2]
-    elif case == "given instances":
-        instances = torch.arange(4).repeat(2)
-    else:
-        tau = 0.01 if case == "small temperature" else torch.tensor(0.07, requires_grad=True)
-    got = global_contrast(z, instances, temperature=tau)
-    torch.testing.assert_close(got, global_contrast(z, instances, temperature=tau, impl="reference"))
-    assert not taken
-
-
 @pytest.mark.parametrize("tau", [0.0132, 0.07, 1.0])
-def test_range(tau, taken):
+def test_range(tau):
     """Embeddings as far apart and as close as can be, in float32: no overflow, no underflow."""
     z = torch.cat([torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0], [1.0, 1e-3]])] * 2)
     got = value_and_gradients(lambda x: global_contrast(x[0], temperature=tau), [z])
     wanted = value_and_gradients(lambda x: global_contrast(x[0], temperature=tau, impl="reference"), [z.double()])
     torch.testing.assert_close(got, tuple(x.float() for x in wanted), rtol=1e-4, atol=1e-6)
-    assert taken
 
 
 def test_products_stay_wide_under_autocast():

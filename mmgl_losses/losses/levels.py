@@ -1,0 +1,144 @@
+"""What the losses share: levels, how weights meet them, and labels for them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from mmgl_losses import checks
+from mmgl_losses.checks import message, typed
+
+Levels: TypeAlias = Sequence[Tensor] | Mapping[str, Tensor]
+Weights: TypeAlias = Sequence[float] | Mapping[str, float]
+
+
+class MultiScale(nn.Module):
+    """A loss over several levels: weights, and options that are checked. It has no parameters and no buffers."""
+
+    spatial: ClassVar[bool] = True  #: levels have sizes, which show whether they are in order
+
+    def __init__(self, weights: Weights, options: Any) -> None:
+        super().__init__()
+        self.weights = check_weights(weights)
+        self.options = options
+
+    def levels(self, name: str, values: Levels) -> tuple[dict[str, Tensor], list[float]]:
+        """The levels that count, by a name for messages, and their weights.
+
+        A level of weight 0 is not looked at, so nothing in it can leak.
+        """
+        paired = _paired(name, values, self.weights)
+        if self.spatial and not isinstance(self.weights, Mapping):
+            _check_order(name, [checks.feature_map(key, level).shape[2:] for key, level, _ in paired])
+        counting = [(key, level, weight) for key, level, weight in paired if weight]
+        return {key: level for key, level, _ in counting}, [weight for *_, weight in counting]
+
+    def extra_repr(self) -> str:
+        """The configuration, as it was given."""
+        given = {"weights": self.weights} | {f.name: getattr(self.options, f.name) for f in fields(self.options)}
+        return ", ".join(f"{key}={value!r}" for key, value in given.items())
+
+
+def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The sum of weight · loss."""
+    return torch.stack([weight * loss for loss, weight in zip(losses, weights, strict=True)]).sum()
+
+
+def check_fixed_temperature(value: object) -> None:
+    """A loss module has no parameters, so it would never train a temperature that is a tensor."""
+    if isinstance(value, Tensor):
+        cure = "A loss module has no parameters; to train a temperature, give it to `functional`."
+        raise TypeError(message("`temperature` to be a finite number above 0", "a tensor", cure))
+
+
+def check_labels(labels: object, features: Tensor, name: str) -> Tensor:
+    """Integer labels (B, *spatial), as int64, for features (B, C, *spatial_of_a_level) called `name`.
+
+    In a narrow type, an index that it cannot hold would wrap around and match another class.
+    """
+    checked = checks.tensor("labels", labels)
+    if checked.is_floating_point() or checked.is_complex() or checked.dtype == torch.bool:
+        cure = "Labels are class indices; convert them with `.long()`."
+        raise TypeError(message("`labels` to be an integer tensor", f"type {checked.dtype}", cure))
+    batch, dims = features.shape[0], features.ndim - 2
+    if checked.ndim != dims + 1 or checked.shape[0] != batch:
+        squeezed = checked.ndim == dims + 2 and checked.shape[1] == 1
+        cure = "Remove the channel axis with `labels.squeeze(1)`." if squeezed else ""
+        spatial = "".join(f", {'HWD'[i] if dims <= 3 else f'S{i}'}" for i in range(dims))
+        expected = f"`labels` of shape ({batch}{spatial}) for `{name}` of shape {checks.shape(features)}"
+        raise ValueError(message(expected, checks.shape(checked), cure))
+    ratios = [full / size for full, size in zip(checked.shape[1:], features.shape[2:], strict=True)]
+    if min(ratios) == 0:
+        raise ValueError(message("`labels` of at least one point along each axis", checks.shape(checked)))
+    if min(ratios) < 1 / 1.5 and max(ratios) > 1.5:
+        shape = checks.shape(features)
+        expected = f"`labels` that are finer, or coarser, than `{name}` of shape {shape} along all axes"
+        raise ValueError(message(expected, checks.shape(checked), "Are its axes in another order?"))
+    checks.same_device("labels", checked, name, features)
+    return checked.long()
+
+
+def check_weights(weights: object) -> tuple[float, ...] | dict[str, float]:
+    """A non-empty sequence, or mapping, of finite weights of at least 0, not all 0."""
+    expected = "`weights` to be a non-empty sequence or mapping of numbers, one per level"
+    if not isinstance(weights, Mapping | Sequence) or isinstance(weights, str):
+        raise TypeError(message(expected, typed(weights)))
+    if not weights:
+        raise ValueError(message(expected, repr(weights)))
+    named = weights if isinstance(weights, Mapping) else dict(enumerate(weights))
+    for key in weights if named is weights else ():
+        if not isinstance(key, str):
+            raise TypeError(message("the keys of `weights` to be the names of levels", typed(key)))
+    checked = {key: checks.number(f"weights[{key!r}]", value, least=0.0) for key, value in named.items()}
+    if not any(checked.values()):
+        raise ValueError(message("at least one of `weights` above 0", repr(weights)))
+    return {str(key): value for key, value in checked.items()} if named is weights else tuple(checked.values())
+
+
+def _paired(name: str, values: object, weights: Weights) -> list[tuple[str, Any, float]]:
+    """Every level with its weight, as (name for messages, level, weight).
+
+    `values` is a sequence or a mapping; a mapping of weights needs a mapping of levels with the same keys.
+    """
+    if isinstance(values, Tensor):
+        cure = (
+            f"Wrap a single level in a list, `[{name}]`; make levels that are stacked along an axis a mapping from "
+            "`.unbind(axis)`, with `weights` of the same keys."
+        )
+        expected = f"`{name}` to be a sequence or mapping of tensors, one per level"
+        raise TypeError(message(expected, f"a tensor of shape {checks.shape(values)}", cure))
+    if isinstance(weights, Mapping):
+        if not isinstance(values, Mapping) or set(values) != set(weights):
+            got = list(values) if isinstance(values, Mapping) else type(values).__name__
+            raise ValueError(message(f"`{name}` to be a mapping with the keys of `weights`, {sorted(weights)}", got))
+        return [(f"{name}[{key!r}]", values[key], weights[key]) for key in weights]
+    if not isinstance(values, Mapping | Sequence):
+        expected = f"`{name}` to be a sequence or mapping of tensors, one per level"
+        cure = "Take the tensors out of it, such as `[output.logits]`." if hasattr(values, "logits") else ""
+        raise TypeError(message(expected, type(values).__name__, cure))
+    items = list(values.items()) if isinstance(values, Mapping) else list(enumerate(values))
+    if len(items) != len(weights):
+        expected = f"{len(weights)} levels in `{name}`, one per weight of {tuple(weights)}"
+        cure = "Give as many weights as levels."
+        if isinstance(values, Mapping):
+            cure = f"Give as many weights as levels, or take the levels out of {', '.join(map(repr, values))}."
+        raise ValueError(message(expected, len(items), cure))
+    return [(f"{name}[{key!r}]", value, weight) for (key, value), weight in zip(items, weights, strict=True)]
+
+
+def _check_order(name: str, sizes: Sequence[Sequence[int]]) -> None:
+    """Levels grow strictly, so that a sequence of weights cannot meet the wrong level."""
+    points = [math.prod(size) for size in sizes]
+    if all(a < b for a, b in pairwise(points)):
+        return
+    cure = "Give `weights` as a mapping from the levels' names, so that each level meets its own weight."
+    if all(a > b for a, b in pairwise(points)):
+        cure = (
+            f"They are ordered fine to coarse: reverse them, `{name}[::-1]`, and give `weights` from coarse to fine; "
+            "or give `weights` as a mapping from their names."
+        )
+    raise ValueError(message(f"`{name}` ordered from coarse to fine", [tuple(size) for size in sizes], cure))
