@@ -5,8 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from packaging.requirements import Requirement
-
 from tests import dependencies
 from tests.dependencies import PAGE, PINS, closure, licence, pins, table
 
@@ -38,12 +36,10 @@ def test_every_licence_is_known_and_on_the_page() -> None:
         assert f" | {name} | " in page, name
 
 
-def test_the_package_needs_torch_alone() -> None:
-    assert [str(requirement) for requirement in dependencies.groups()["the package"]] == ["torch>=2.11"]
-    assert all(
-        row.startswith(("| for", "|---", "| the package | "))
-        for row in list(table())[: 2 + len(closure([Requirement("torch")]))]
-    )
+def test_the_package_needs_torch_and_two_of_its_neighbours() -> None:
+    needed = dependencies.groups()["the package"]
+    assert [requirement.name for requirement in needed] == ["torch", "einops", "typing-extensions"]
+    assert all(row.startswith(("| for", "|---", "| the package | ")) for row in list(table())[: 2 + len(closure(needed))])
 
 
 @pytest.mark.parametrize(

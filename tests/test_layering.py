@@ -10,40 +10,19 @@ import pytest
 import mmgl_losses
 
 ROOT = Path(mmgl_losses.__file__).parent
-# Each layer may import those before it, and nothing of its own.
-LAYERS = [
-    {"checks"},
-    {"sampling", "contrast.pairs", "contrast.halves", "distributed", "multiscale"},
-    {"networks.trace", "networks.stages.table", "networks.unet"},
-    {
-        "contrast.reference",
-        "contrast.sums",
-        "contrast.tiled.shift",
-        "contrast.fused.forward",
-        "networks.heads",
-        "networks.hooks",
-        "networks.stages.valley",
-        "networks.stages.plot",
-    },
-    {"contrast.tiled.strips", "contrast.tiled.tiles", "contrast.fused.backward"},
-    {"contrast.tiled", "contrast.fused.launch"},
-    {"contrast.fused"},
-    {"contrast.operation"},
-    {"contrast.classes"},
-    {"contrast", "networks.taps", "networks.stages.discover"},
-    {"networks.stages"},
-    {"networks"},
-    {"formulas", "dice"},
-    {"functional", "diagnostics"},
-    {"losses"},
-    {"plugins"},
-    {""},
-    {"testing.laws"},
-    {"testing.cases", "testing.heads", "testing.formulas"},
-    {"testing.losses"},
-    {"testing"},
-]
-FOLDERS = {"contrast", "networks", "testing"}  # whose modules have layers of their own
+# What the modules of each room may import of the package; a module in no room is at the front, and may import all.
+RULES = {
+    "checks": (),
+    "distributed": (),
+    "sampling": ("checks",),
+    "contrast": ("checks", "contrast"),
+    "losses": ("checks", "contrast", "distributed", "losses", "sampling"),
+    "networks": ("checks", "networks", "sampling"),
+    "testing": ("checks", "contrast", "losses", "sampling", "testing"),
+}
+FRONT = {"", "functional", "plugins"}
+ENGINES = ("contrast.reference", "contrast.tiled", "contrast.fused")
+ELSEWHERE = {"triton": "contrast.fused", "matplotlib": "networks.stages"}  # packages that one room knows, on first use
 
 
 def modules() -> dict[str, Path]:
@@ -55,7 +34,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports, and top-level names of other packages."""
+    """Modules that a file imports anywhere: those of the package without its name in front, others by their own."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -68,37 +47,72 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def layer(module: str) -> int:
-    places = [i for i, names in enumerate(LAYERS) if module in names or module.split(".")[0] in names - FOLDERS]
-    assert len(places) == 1, f"{module!r} has no layer: give it one in LAYERS"
-    return places[0]
+def inside(path: Path) -> set[str]:
+    return {n.removeprefix("mmgl_losses").removeprefix(".") for n in imports(path) if n.split(".")[0] == "mmgl_losses"}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_imports_go_one_way(module):
-    for name in imports(modules()[module]):
-        if name.split(".")[0] != "mmgl_losses":
-            continue
-        other = name.removeprefix("mmgl_losses").removeprefix(".")
-        inside = module.split(".")[0] == "checks" == other.split(".")[0]
-        assert inside or layer(other) < layer(module), f"{module or 'mmgl_losses'} imports {other}"
+    assert room(module) in RULES or module in FRONT, f"{module!r} is in no room"
+    for other in inside(modules()[module]):
+        if module in FRONT:
+            assert other != "", f"{module} imports the face of the package"
+        else:
+            assert room(other) in RULES[room(module)], f"{module} imports {other}"
+
+
+def test_there_is_no_circle():
+    """Not between two modules either; a package stands for what its `__init__` imports."""
+    graph = {name: inside(path) for name, path in modules().items()}
+
+    def visit(name: str, way: list[str]) -> None:
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        for other in graph[name] - {name}:
+            if other not in done:
+                visit(other, [*way, name])
+        done.add(name)
+
+    done: set[str] = set()
+    for name in graph:
+        visit(name, [])
+
+
+def test_engines_know_nothing_of_one_another():
+    for module, path in modules().items():
+        own = next((engine for engine in ENGINES if module.startswith(engine)), None)
+        for other in inside(path) if own else ():
+            assert not any(other.startswith(engine) for engine in ENGINES if engine != own), f"{module} imports {other}"
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
-def test_what_is_imported(module):
-    allowed = {"mmgl_losses", "torch", *sys.stdlib_module_names}
-    if module.startswith("contrast.fused"):
-        allowed |= {"triton"}
-    if module in ("networks.stages.plot", "networks.stages.discover"):
-        allowed |= {"matplotlib"}  # on first use, and as a name of types
+def test_what_is_imported_from_elsewhere(module):
+    allowed = {"mmgl_losses", "torch", "einops", "typing_extensions", *sys.stdlib_module_names}
+    allowed |= {package for package, home in ELSEWHERE.items() if module.startswith(home)}
     outside = {name.split(".")[0] for name in imports(modules()[module])} - allowed
     assert not outside, f"{module} imports {outside}"
+
+
+def test_pairs_are_summed_in_one_place():
+    """Nothing outside of the primitive multiplies embeddings with embeddings."""
+    products = {"matmul", "mm", "bmm", "baddbmm", "addmm", "einsum", "cdist", "logsumexp"}
+    for module, path in modules().items():
+        if room(module) in ("contrast", "testing"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.MatMult), module
+            if isinstance(node, ast.Attribute) and node.attr in products:
+                assert (module, node.attr) == ("losses.dice", "logsumexp"), f"{module}: {node.attr}"
 
 
 def test_modules_are_small():
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     assert {name: n for name, n in lengths.items() if n > 350} == {}
-    assert sorted(lengths.values())[len(lengths) // 2] <= 180
+    assert sorted(lengths.values())[len(lengths) // 2] <= 160
+    assert len({room(name) for name in lengths}) <= 11  # ten rooms and the face
 
 
 def test_import_is_quiet_and_light():
@@ -113,7 +127,6 @@ def test_import_is_quiet_and_light():
 
 
 def test_every_public_name_is_documented():
-    public = [name for name in vars(mmgl_losses) if name[0] != "_" and name not in modules()]
-    assert len(public) >= 15
-    for name in public:
+    assert len(mmgl_losses.__all__) >= 15
+    for name in mmgl_losses.__all__:
         assert (getattr(mmgl_losses, name).__doc__ or "").strip(), name

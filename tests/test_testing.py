@@ -152,7 +152,7 @@ class Squeezed(DeepSupervisionDice):
 
 class AllIgnored(Local):
     def extra(self, value, finest, labels):
-        kept = (labels != (-1 if self.options["ignore_index"] is None else self.options["ignore_index"])).sum()
+        kept = (labels != (-1 if self.options.ignore_index is None else self.options.ignore_index)).sum()
         return value * kept / kept
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from mmgl_losses.contrast import arguments, operation
+from mmgl_losses.contrast.arguments import check_ids as check_ids
 from mmgl_losses.contrast.arguments import check_temperature as check_temperature
 from mmgl_losses.contrast.arguments import pose as pose
 from mmgl_losses.contrast.arguments import select as select

@@ -98,6 +98,17 @@ def check_temperature(value: object) -> None:
     checks.number("temperature", value, above=0.0)
 
 
+def check_ids(name: str, value: Tensor, mask: Tensor | None = None) -> None:
+    """Ids are numbers; rows outside of the mask may hold anything. Values are read where that costs no wait."""
+    if value.is_complex():
+        raise TypeError(message(f"`{name}` to be of a real type", value.dtype))
+    if value.is_floating_point() and checks.readable(value):
+        lost = value.isnan() if mask is None else value.isnan() & mask
+        if lost.any():
+            cure = "NaN is no id: leave such rows out with a mask."
+            raise ValueError(message(f"`{name}` that are numbers", f"{int(lost.sum())} NaN", cure))
+
+
 def _check_precision(value: object) -> None:
     if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
         raise TypeError(message("`precision` to be None or a floating-point type, as torch.bfloat16", repr(value)))
@@ -118,12 +129,12 @@ def _check(anchors: object, ids: object, options: Mapping[str, Any]) -> None:
         name = "self_index" if self_index is not None and key_ids is None else "key_ids"
         got = "`keys` alone" if given == "is needed with" else f"`{name}` alone"
         raise ValueError(message(f"`{name}` and `keys` together, as `{name}` {given} `keys`", got))
-    for name, value, length, kinds in (
-        ("ids", ids, n, "real"),
-        ("key_ids", key_ids, m, "real"),
-        ("self_index", self_index, n, "int64"),
-        ("anchor_mask", options["anchor_mask"], n, "bool"),
-        ("key_mask", options["key_mask"], m, "bool"),
+    for name, value, length, kind in (
+        ("ids", ids, n, None),
+        ("key_ids", key_ids, m, None),
+        ("self_index", self_index, n, torch.int64),
+        ("anchor_mask", options["anchor_mask"], n, torch.bool),
+        ("key_mask", options["key_mask"], m, torch.bool),
         ("key_log_weights", options["key_log_weights"], m, "floating-point"),
     ):
         if value is None and name != "ids":
@@ -131,14 +142,9 @@ def _check(anchors: object, ids: object, options: Mapping[str, Any]) -> None:
         entry = checks.tensor(name, value)
         checks.of_shape(name, entry, (*groups, length))
         checks.same_device(name, entry, "anchors", checked)
-        fits = {
-            "real": not entry.is_complex(),
-            "int64": entry.dtype == torch.int64,
-            "bool": entry.dtype == torch.bool,
-            "floating-point": entry.is_floating_point(),
-        }
-        if not fits[kinds]:
-            raise TypeError(message(f"`{name}` to be of a {kinds} type", entry.dtype))
+        fits = entry.is_floating_point() if kind == "floating-point" else kind is None or entry.dtype == kind
+        if not fits:
+            raise TypeError(message(f"`{name}` to be of a {str(kind).removeprefix('torch.')} type", entry.dtype))
     weights = options["key_log_weights"]
     if isinstance(weights, Tensor) and weights.requires_grad:
         cure = "They are constants; call `.detach()`."
@@ -161,18 +167,15 @@ def _check_keys(anchors: Tensor, keys: object) -> int:
     return others.shape[-2]
 
 
-def _check_values(ids: object, options: Mapping[str, Any], *, keys: int) -> None:
+def _check_values(ids: Tensor, options: Mapping[str, Any], *, keys: int) -> None:
     """Values that would quietly give a wrong number; read on the CPU only, where that costs no wait."""
     anchor_mask, key_mask, weights = (options[name] for name in ("anchor_mask", "key_mask", "key_log_weights"))
     mask = anchor_mask
     if options["key_ids"] is None:  # a row is an anchor and a key, and takes part if it is either
         mask = None if anchor_mask is None or key_mask is None else anchor_mask | key_mask
-    for name, value, part in (("ids", ids, mask), ("key_ids", options["key_ids"], key_mask)):
-        if isinstance(value, Tensor) and value.is_floating_point() and checks.readable(value):
-            lost = value.isnan() if part is None else value.isnan() & part
-            if lost.any():
-                cure = "NaN is no id: leave such rows out with a mask."
-                raise ValueError(message(f"`{name}` that are numbers", f"{int(lost.sum())} NaN", cure))
+    check_ids("ids", ids, mask)
+    if options["key_ids"] is not None:
+        check_ids("key_ids", options["key_ids"], key_mask)
     index = options["self_index"]
     if index is not None and checks.readable(index):
         least, most = int(index.min()), int(index.max())

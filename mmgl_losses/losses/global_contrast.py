@@ -257,6 +257,7 @@ def _ids(instances: object, keys: object, x: Tensor, options: GlobalOptions) -> 
         given = checks.tensor("instances", instances)
         checks.of_shape("instances", given, (rows,))
         checks.same_device("instances", given, "embeddings", x)
+        contrast.check_ids("instances", given)
         return given.expand(len(x), -1)
     if keys is not None:
         raise ValueError(message("`instances` beside `keys`", "None", "Say which rows and which keys are one image."))
@@ -287,4 +288,5 @@ def _unit_keys(keys: Mapping[str, Tensor] | None, key_instances: object, x: Sequ
     for level in found:
         checks.of_shape("key_instances", ids, level.shape[:1])
     checks.same_device("key_instances", ids, "embeddings", x[0])
+    contrast.check_ids("key_instances", ids)
     return normalise(_stacked(found)), ids.expand(len(found), -1)

@@ -3,6 +3,8 @@
 import warnings
 
 import pytest
+from dataclasses import asdict
+
 import torch
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -17,7 +19,7 @@ INSTANCES = torch.tensor([0, 0, 1, 2])
 
 
 def gathered(loss):
-    return type(loss)(weights=loss.weights, **{**loss.options, "gather": True})
+    return type(loss)(weights=loss.weights, **{**asdict(loss.options), "gather": True})
 
 
 def loss_of(result, labels, instances, *, gather, output):
