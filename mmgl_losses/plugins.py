@@ -12,8 +12,8 @@ from mmgl_losses import checks, losses, networks
 
 GROUPS = {"loss": "mmgl_losses.losses", "head": "mmgl_losses.heads"}
 _BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
-    "loss": {**losses.LOSSES},
-    "head": {**networks.HEADS},
+    "loss": losses.LOSSES,
+    "head": networks.HEADS,
 }
 _registered: dict[str, dict[str, Callable[..., Any]]] = {"loss": {}, "head": {}}
 

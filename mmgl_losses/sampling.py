@@ -118,10 +118,10 @@ def normalise(x: Tensor) -> Tensor:
     """
     checks.floating("x", x)
     x = x if x.dtype == torch.float64 else x.float()
-    largest = x.detach().abs().amax(-1, keepdim=True)
-    scaled = x / torch.where(largest == 0, torch.inf, largest)
+    largest = torch.linalg.vector_norm(x.detach(), torch.inf, -1, keepdim=True)
+    scaled = x / largest.masked_fill(largest == 0, torch.inf)
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled / torch.where(largest == 0, 1.0, length)
+    return scaled / length.clamp(min=1.0)  # the largest element is 1, but in a zero vector
 
 
 def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[int]) -> Tensor:

@@ -41,7 +41,7 @@ plt.show()
 # package, for hard negatives (those above) and for easier ones, at half their cosine:
 
 from mmgl_losses import PairTerms
-from mmgl_losses.formulas import GLOBAL_FORMULAS
+from mmgl_losses.losses.formulas import GLOBAL_FORMULAS
 
 
 def repulsion(name: str, temperature: float, cosines: torch.Tensor) -> float:

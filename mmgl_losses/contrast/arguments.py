@@ -61,8 +61,8 @@ def pose(
 ) -> Problem:
     """The problem of tensors that are checked: anchors (G, N, D) and keys (G, M, D) wide, rows without part zero."""
     ids, key_ids = _comparable(ids, key_ids, tolerance)
-    # `as_tensor` keeps a temperature that is a tensor on its device: nothing waits for its value.
-    limit = None if bound is None else torch.as_tensor(bound / temperature, dtype=anchors.dtype).detach()
+    # A division of tensors: nothing waits for a temperature on a device, and one that changes stays a symbol.
+    limit = None if bound is None else (torch.full((), bound, dtype=anchors.dtype) / temperature).detach()
     scale = 1.0
     if isinstance(temperature, Tensor) or torch.compiler.is_compiling():
         # Outside of the operation it gets its gradient, or may be a symbol that changes without compiling anew.
@@ -190,7 +190,7 @@ def _check_values(ids: Tensor, options: Mapping[str, Any], *, keys: int) -> None
 
 
 def _comparable(ids: Tensor, key_ids: Tensor | None, tolerance: float | None) -> tuple[Tensor, Tensor | None]:
-    """Both ids in one type that sorts and, with a tolerance, subtracts exactly enough."""
+    """Both ids in one type that sorts: float64 with a tolerance, so that differences are exact enough."""
     wide = ids.dtype if key_ids is None else torch.promote_types(ids.dtype, key_ids.dtype)
     if tolerance is not None:
         wide = torch.float64

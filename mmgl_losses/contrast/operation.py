@@ -7,6 +7,7 @@ Higher and forward-mode derivatives: the reference engine is made of differentia
 Any other engine has a gradient and no more, and says so to whoever asks.
 """
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -93,6 +94,10 @@ def _saved(ctx: Any, grads: Any) -> tuple[Any, ...]:
 
 def _none_for_the_rest(ctx: Any, gradients: Gradients) -> tuple[Tensor | None, ...]:
     return *gradients, *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+_forward.__signature__ = inspect.signature(_forward)  # else `apply` works it out at each call
+_backward.__signature__ = inspect.signature(_backward)
 
 
 class _Contrast(Function):

@@ -41,12 +41,12 @@ class Problem:
 
     @property
     def others(self) -> Tensor:
-        """The keys (G, M, D), whoever they are."""
+        """The keys (G, M, D), which may be the anchors."""
         return self.anchors if self.keys is None else self.keys
 
     @property
     def other_ids(self) -> Tensor:
-        """The ids (G, M) of the keys, whoever they are."""
+        """The ids (G, M) of the keys, which may be the anchors."""
         return self.ids if self.key_ids is None else self.key_ids
 
     @property
@@ -70,13 +70,13 @@ class Results(NamedTuple):
 
     @classmethod
     def nothing(cls, problem: Problem) -> "Results":
-        """The results where there is no pair at all."""
+        """The results of a problem without any pair."""
         sums = [problem.anchors.new_full(problem.ids.shape, value) for value in (-torch.inf, -torch.inf, 0.0)]
         counts = [torch.zeros_like(problem.ids, dtype=torch.int64) for _ in range(2)]
         return cls(*sums, *counts)
 
     def masked(self, anchor_mask: Tensor | None) -> "Results":
-        """The same, with nothing in anchors that do not count or have no such pairs. Overwrites its tensors."""
+        """The same with empty results for anchors that do not count or have no such pairs; overwrites its tensors."""
         if anchor_mask is not None:
             for x in self:
                 x.masked_fill_(~anchor_mask, 0)

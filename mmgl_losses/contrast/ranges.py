@@ -42,7 +42,7 @@ class Sorted:
 
     @property
     def others(self) -> Tensor:
-        """The keys, whoever they are."""
+        """The keys, which may be the anchors."""
         return self.anchors if self.keys is None else self.keys
 
     def given(self, anchors: Tensor | None, keys: Tensor | None) -> Gradients:

@@ -19,7 +19,7 @@ Formula: TypeAlias = Callable[[PairTerms], Tensor]
 
 
 def without_negatives(formula: Formula) -> Formula:
-    """Decorates a formula that has a value where an anchor has no negatives; any other skips such anchors."""
+    """Decorates a formula that has a value where an anchor has no negatives. Other formulas skip such anchors."""
     formula.needs_negatives = False  # pyright: ignore[reportFunctionMemberAccess]
     return formula
 
@@ -62,12 +62,15 @@ LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, 
 HARMLESS = (0.0, 0.0, 0.0, 0.0, 1, 1)  # the terms that a formula is given in place of an anchor that does not count
 
 
+def check_formula(formula: object, named: Mapping[str, Formula]) -> None:
+    """`formula` is a name in the table, or a callable."""
+    if not callable(formula):
+        checks.one_of("formula", formula, named)
+
+
 def resolve(formula: str | Formula, named: Mapping[str, Formula]) -> Formula:
-    """A formula by name, or a callable as it is."""
-    if callable(formula):
-        return formula
-    checks.one_of("formula", formula, named)
-    return named[formula]
+    """A formula by its name in the table, or a callable as it is."""
+    return formula if callable(formula) else named[formula]
 
 
 def needs_negatives(formula: Formula) -> bool:
@@ -93,9 +96,10 @@ def group_means(terms: PairTerms, formula: Formula, *, gather: bool = False) -> 
         gather: the same groups have anchors in every process: ``world * local sum / global count``.
     """
     valid = valid_anchors(terms, formula)
-    losses = formula(PairTerms(*(torch.where(valid, term, fill) for term, fill in zip(terms, HARMLESS, strict=True))))
+    invalid = ~valid
+    losses = formula(PairTerms(*(term.masked_fill(invalid, fill) for term, fill in zip(terms, HARMLESS, strict=True))))
     _check_losses(losses, valid)
-    sums, count = torch.where(valid, losses, 0.0).sum(-1), valid.sum(-1)
+    sums, count = losses.masked_fill(invalid, 0.0).sum(-1), valid.sum(-1)
     if gather:
         sums, count = sums * world(), total(count)
     return sums / count.clamp(min=1), count

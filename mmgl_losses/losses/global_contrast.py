@@ -12,7 +12,7 @@ from mmgl_losses import checks, contrast, distributed
 from mmgl_losses.checks import message
 from mmgl_losses.contrast import PairTerms
 from mmgl_losses.losses import diagnostics
-from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, group_means, resolve
+from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, check_formula, group_means, resolve
 from mmgl_losses.losses.levels import Levels, MultiScale, Weights, check_fixed_temperature
 from mmgl_losses.sampling import normalise
 
@@ -29,7 +29,7 @@ class GlobalOptions:
 
     def __post_init__(self) -> None:
         contrast.check_temperature(self.temperature)
-        resolve(self.formula, GLOBAL_FORMULAS)
+        check_formula(self.formula, GLOBAL_FORMULAS)
         if self.tolerance is not None:
             checks.number("tolerance", self.tolerance, least=0.0)
         contrast.check_impl(self.impl)

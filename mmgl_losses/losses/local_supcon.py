@@ -12,7 +12,7 @@ from typing_extensions import override
 from mmgl_losses import checks, contrast, distributed
 from mmgl_losses.checks import message, typed
 from mmgl_losses.losses import diagnostics
-from mmgl_losses.losses.formulas import LOCAL_FORMULAS, Formula, mean_loss, resolve
+from mmgl_losses.losses.formulas import LOCAL_FORMULAS, Formula, check_formula, mean_loss, resolve
 from mmgl_losses.losses.levels import (
     Levels,
     MultiScale,
@@ -46,7 +46,7 @@ class LocalOptions:
 
     def __post_init__(self) -> None:
         contrast.check_temperature(self.temperature)
-        resolve(self.formula, LOCAL_FORMULAS)
+        check_formula(self.formula, LOCAL_FORMULAS)
         checks.one_of("pairs", self.pairs, get_args(Pairs))
         checks.one_of("background", self.background, get_args(Background))
         checks.integer("background_index", self.background_index)

@@ -1,4 +1,4 @@
-"""The contrast of points of few classes with one another, in plain torch: nothing is sorted and no mask is formed.
+"""The primitive for points of few classes that are compared with one another: nothing is sorted, no mask is formed.
 
 With one-hot classes A (G, C, N) of the anchors and K (G, C, N) of the keys, K E holds the sums of E_ij = exp(s_ij)
 over each class: the anchor's own for p, the others for q, so no negative is found by subtraction. With the upstream
@@ -7,11 +7,11 @@ own class and g⁻_i / q_i elsewhere,
 
     W + Wᵀ = E ∘ (Mᵀ K + Kᵀ M) + (oA)ᵀ K + Kᵀ (oA),   d anchors = (W + Wᵀ) anchors.
 
-The last two terms are in W, not a product of their own: where forces cancel, they cancel pair by pair.
+The last two terms are part of W, not a product of their own: where forces cancel, they cancel pair by pair.
 
-E is symmetric: strips of rows, each from the diagonal on, hold every pair once, and go in blocks of some columns.
-Anchors come first, then points that are keys alone, whose pairs with one another nobody wants; what is neither is
-left out.
+E is symmetric, so each strip of rows is formed from the diagonal on, in blocks of some columns: that meets every pair
+once. Anchors come first, then the points that are only keys, which need no pairs among themselves. Points that are
+neither are left out.
 """
 
 import math
@@ -27,13 +27,13 @@ from mmgl_losses.contrast.ranges import flat, rows
 from mmgl_losses.contrast.tiled.shift import LOG2_E, constant_shift, factors
 
 CLASSES = 32  # products with one-hot classes cost less than those with the features
-ELEMENTS, ROWS = 1 << 20, 512  # of a block at most: 4 MiB in float32; smaller ones are more operations
-ELEMENTS_GPU, ROWS_GPU = 1 << 24, 2048  # there a launch costs as much as many pairs; not measured on one
-STRIPS = 3  # of a group at least: in one alone, half of the pairs come twice
+ELEMENTS, ROWS = 1 << 20, 512  # most of a block: 4 MiB in float32; smaller blocks are more operations
+ELEMENTS_GPU, ROWS_GPU = 1 << 24, 2048  # larger, as launches are slow there; not measured on a GPU
+STRIPS = 3  # least of a group: with a single strip, half of the pairs would be formed twice
 
 
 class Block(NamedTuple):
-    """E of rows [top, end) with points [first, last) of some groups, each row with itself 0; none before `top`."""
+    """E of rows [top, end) with points [first, last) of some groups; 0 where a row meets itself."""
 
     groups: slice
     top: int
@@ -44,7 +44,7 @@ class Block(NamedTuple):
 
     @property
     def beyond(self) -> int:
-        """The first point that is no row of the strip: for those from here on, the block is its mirror image too."""
+        """The first point that is not a row of this strip: from here on the block also counts as its mirror image."""
         return max(self.first, self.end)
 
 
@@ -91,7 +91,7 @@ def arrange(problem: Problem) -> Points | None:
 
 
 def _numbered(ids: Tensor) -> tuple[Tensor, int]:
-    """Ids as classes from 0 on, and a number that all of them are below."""
+    """Ids as classes from 0 on, and how many classes there are at most."""
     if not ids.is_floating_point():
         least, most = ids.aminmax()
         count = int(most - least) + 1
@@ -102,7 +102,7 @@ def _numbered(ids: Tensor) -> tuple[Tensor, int]:
 
 
 def _order(classes: Tensor, anchor_mask: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, int]:
-    """Which points stand where, anchors first and keys next, and a number of points that holds all anchors."""
+    """The order of the points, anchors first and keys next, and how many of the first hold all anchors."""
     kind = torch.zeros_like(classes, dtype=torch.uint8)
     if anchor_mask is not None:
         kind += ~anchor_mask
@@ -145,12 +145,12 @@ def backward(points: Points, problem: Problem, upstream: Upstream) -> Tensor:
     left, right = _both(torch.where(own > 0, positive[:, None], negative[:, None]), keys)
     sums = None if total is None else _both(own * total[:, None], keys)
     grad = torch.zeros_like(features)
-    room = features.new_empty(0)
+    buffer = features.new_empty(0)
     for block in _blocks(points):
         some, top, end, first, last, values = block
-        if room.numel() < values.numel():
-            room = torch.empty_like(values).view(-1)
-        weights = room[: values.numel()].view_as(values)
+        if buffer.numel() < values.numel():
+            buffer = torch.empty_like(values).view(-1)
+        weights = buffer[: values.numel()].view_as(values)
         torch.bmm(left[some, :, top:end].mT, right[some, :, first:last], out=weights)
         weights *= values
         if sums is not None:
@@ -165,13 +165,13 @@ def backward(points: Points, problem: Problem, upstream: Upstream) -> Tensor:
 
 
 def _both(values: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of `values`ᵀ K + Kᵀ `values`, the values being zero after their own points."""
+    """Two factors whose product is `values`ᵀ K + Kᵀ `values`; values are 0 for points that are only keys."""
     values = pad(values, (0, keys.shape[2] - values.shape[2]))
     return torch.cat([values, keys], 1), torch.cat([keys, values], 1)
 
 
 def _blocks(points: Points) -> Iterator[Block]:
-    """All pairs of anchors with points, once."""
+    """Blocks that hold every pair of an anchor with a point once."""
     features, (groups, _, n) = points.features, points.own.shape
     size = features.shape[1]
     if not groups * n:
@@ -180,7 +180,7 @@ def _blocks(points: Points) -> Iterator[Block]:
     height = min(most, -(-n // STRIPS))
     width = min(size, max(1, elements // height))
     together = min(groups, max(1, elements // (height * width)))
-    room = features.new_empty(together * height * width)
+    buffer = features.new_empty(together * height * width)  # that all blocks reuse
     for group in range(0, groups, together):
         some = slice(group, min(group + together, groups))
         for top in range(0, n, height):
@@ -188,7 +188,7 @@ def _blocks(points: Points) -> Iterator[Block]:
             for first in range(top, size, width):
                 left, right = features[some, top:end], features[some, first : first + width]
                 shape = len(left), left.shape[1], right.shape[1]
-                values = torch.bmm(left, right.mT, out=room[: math.prod(shape)].view(shape))
+                values = torch.bmm(left, right.mT, out=buffer[: math.prod(shape)].view(shape))
                 if points.shift:
                     values -= points.shift * LOG2_E
                 _clear(values.exp2_(), top - first)
@@ -196,6 +196,6 @@ def _blocks(points: Points) -> Iterator[Block]:
 
 
 def _clear(values: Tensor, offset: int) -> None:
-    """Zero where a row meets itself, if it does."""
+    """Write 0 where a row meets itself, if this block holds such places."""
     if -offset < values.shape[1]:
         values.diagonal(offset, 1, 2).zero_()

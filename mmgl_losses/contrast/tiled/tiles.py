@@ -1,11 +1,15 @@
 """The primitive tile by tile: memory linear in the number of points.
 
-Where keys = anchors, a tile of E above the diagonal stands for its mirror image too, so each pair is computed once.
-Ids are sorted, so the columns of a tile fall into segments that are all positive, all negative, or mixed, and only
-mixed ones need a mask. No negative is ever found by subtraction.
+E_ij = exp(s_ij) is never held whole. It is formed in tiles, some rows against some columns, and each tile is used and
+forgotten.
 
-Where a constant shift keeps exp in range, it is taken after that; otherwise each row has its own maximum, and a tile
-spans all columns.
+- Where the anchors are the keys, E is symmetric. Only tiles on and above the diagonal are formed; a tile above it also
+  serves as its mirror image below, so each pair is computed once.
+- Keys are sorted by id. The columns of a tile therefore fall into segments that hold only positives, only negatives, or
+  both. Only the last kind needs a mask.
+- Positives and negatives are summed apart. Taking the positives off the total would lose digits.
+- Where the range of the logits is known, one constant shift keeps every exp in range. Otherwise a tile spans all
+  columns, and each row is shifted by its own maximum.
 """
 
 from collections.abc import Iterator
@@ -23,7 +27,7 @@ ROWS, COLUMNS = 256, 4096  # of a tile: 4 MiB in float32, which stays in the cac
 
 
 class Tile(NamedTuple):
-    """Rows [top, end) against columns [first, last): `mirrored` when it also stands for its transpose."""
+    """Rows [top, end) against columns [first, last); a `mirrored` tile also stands for its transpose."""
 
     top: int
     end: int
@@ -34,29 +38,38 @@ class Tile(NamedTuple):
 
     @property
     def beyond(self) -> int:
-        """The first column that is no row of the tile: those before it have been credited as rows."""
+        """The first column that is not a row of this tile too; the pairs of those before it are met from both sides."""
         return max(self.first, self.end)
 
 
 def tiles(lo: list[int], hi: list[int], count: int, *, own: bool, mirrored: bool, whole: bool) -> Iterator[Tile]:
-    """Cover the pairs of one group, each once (with its mirror image where `mirrored`), with `whole` rows or not."""
+    """Tiles that cover all pairs of a group, each pair once.
+
+    Args:
+        lo: first positive of each row, ascending.
+        hi: one past the last positive of each row, ascending.
+        count: number of keys.
+        own: the rows are the keys; rows from `count` on are anchors that are no keys, sorted by themselves.
+        mirrored: a tile counts for its mirror image too.
+        whole: each tile spans all columns.
+    """
     rows, width = len(lo), count if whole else min(count, COLUMNS)
     height = max(1, min(ROWS, ROWS * COLUMNS // max(count, 1))) if whole else ROWS
     top = 0
     while top < rows and count:
         end = min(top + height, rows)
         if own and top < count:
-            end = min(end, count)  # rows that are no keys follow, sorted anew
+            end = min(end, count)  # a tile must not mix rows that are keys with rows that are not
         if top + height // 4 < hi[top] < end:
-            end = hi[top]  # end with a large run of one id, so that no segment is mixed
+            end = hi[top]  # many rows of one id: end the tile with them, so that no segment is mixed
         elif top < lo[end - 1] < end and hi[end - 1] - lo[end - 1] > height:
-            end = lo[end - 1]  # leave a large run to the tiles after
+            end = lo[end - 1]  # many rows of one id begin in this tile: leave them to the next
         mirror = mirrored and top < count
-        # The ranges of ascending ids ascend: what is left or right of all of them is negative, what is in all of
-        # them positive, the rest mixed.
+        # lo and hi ascend. Columns outside of every row's range are negatives, columns inside of all ranges are
+        # positives, and the columns between are mixed.
         edges = [0, lo[top], lo[end - 1], hi[top], hi[end - 1], count]
         kinds = ["negative", "mixed", "positive", "mixed", "negative"]
-        if lo[end - 1] > hi[top]:  # nothing is in all of them
+        if lo[end - 1] > hi[top]:  # no column is inside of all ranges
             edges, kinds = [0, lo[top], hi[end - 1], count], ["negative", "mixed", "negative"]
         for first in range(top if mirror else 0, count, width):
             last = min(first + width, count)
@@ -67,7 +80,7 @@ def tiles(lo: list[int], hi: list[int], count: int, *, own: bool, mirrored: bool
 
 
 class Group(NamedTuple):
-    """One group as its tiles need it, and room for two of them: new memory for each would cost time."""
+    """One group as its tiles need it, with two buffers that all tiles reuse: allocating for each would cost time."""
 
     anchors: Tensor  # (N, D)
     keys: Tensor  # (M, D); `anchors` itself where the anchors are the keys
@@ -76,25 +89,25 @@ class Group(NamedTuple):
     itself: Tensor | None  # (N,)
     log_weights: Tensor | None  # (M,)
     tiles: list[Tile]
-    room: Tensor
+    buffers: Tensor  # (2, elements of the largest tile)
 
     def logits(self, tile: Tile) -> Tensor:
-        """Logits of the tile, without the weights of the keys, in the first room."""
+        """Logits of the tile, without the weights of the keys, in the first buffer."""
         rows, columns = self.anchors[tile.top : tile.end], self.keys[tile.first : tile.last]
         return torch.mm(rows, columns.T, out=self.matrix(0, len(rows), len(columns)))
 
     def matrix(self, number: int, height: int, width: int) -> Tensor:
-        """A room as a matrix, which holds anything."""
-        return self.room[number, : height * width].view(height, width)
+        """A buffer as a matrix that is not initialised."""
+        return self.buffers[number, : height * width].view(height, width)
 
     def positive(self, tile: Tile, a: int, b: int) -> Tensor:
-        """Which of columns [a, b) are positives of each row, the row's own key included."""
+        """Which of the columns [a, b) are positives of each row, its own key included."""
         column = torch.arange(a, b, device=self.lo.device)
         rows = slice(tile.top, tile.end)
         return (column >= self.lo[rows, None]) & (column < self.hi[rows, None])
 
     def clear_own(self, tile: Tile, values: Tensor, fill: float = 0.0) -> None:
-        """Take each row's own key out of `values`, which holds the tile."""
+        """Write `fill` where a row of the tile meets its own key."""
         if self.keys is self.anchors:
             if tile.first < tile.end and tile.top < tile.last:
                 values.diagonal(tile.top - tile.first).fill_(fill)
@@ -105,20 +118,20 @@ class Group(NamedTuple):
 
 
 def _factor(pairs: Sorted, shift: float | None) -> float:
-    """What products are multiplied by to be logits: in units of log 2 where there is a shift, for exp2."""
+    """What turns products into logits; with a shift these are in units of log 2, because exp2 is faster than exp."""
     return pairs.scale if shift is None else pairs.scale * LOG2_E
 
 
 def _groups(pairs: Sorted, shift: float | None) -> Iterator[Group]:
-    """The groups one by one, their products multiplied by `_factor`; tiles are mirrored where a shift allows it."""
+    """The groups one by one, features multiplied so that products are logits; mirrored where there is a shift."""
     own, factor = pairs.keys is None, _factor(pairs, shift)
     anchors = pairs.anchors * (factor**0.5 if own else factor)
-    room = anchors.new_empty(0)
+    buffers = anchors.new_empty(2, 0)
     for g, (lo, hi, count) in enumerate(zip(pairs.lo.tolist(), pairs.hi.tolist(), pairs.count.tolist(), strict=True)):
         cover = list(tiles(lo, hi, count, own=own, mirrored=pairs.symmetric and shift is not None, whole=shift is None))
         most = max(((t.end - t.top) * (t.last - t.first) for t in cover), default=0)
-        if most > room.shape[-1]:
-            room = anchors.new_empty(2, most)
+        if most > buffers.shape[1]:
+            buffers = anchors.new_empty(2, most)
         rows = anchors[g]
         yield Group(
             anchors=rows,
@@ -128,7 +141,7 @@ def _groups(pairs: Sorted, shift: float | None) -> Iterator[Group]:
             itself=None if pairs.itself is None else pairs.itself[g],
             log_weights=None if pairs.log_weights is None else pairs.log_weights[g],
             tiles=cover,
-            room=room,
+            buffers=buffers,
         )
 
 
@@ -159,7 +172,7 @@ def _row_logsumexp(group: Group, tile: Tile) -> tuple[Tensor, Tensor]:
 
 
 def _exponentials(group: Group, tile: Tile, shift: float) -> Tensor:
-    """exp(s - shift) of the tile, each row's own key 0; the logits come in units of log 2."""
+    """exp(s - shift) of the tile, with 0 for each row's own key."""
     values = group.logits(tile)
     if shift:
         values -= shift * LOG2_E
@@ -223,7 +236,7 @@ def backward(pairs: Sorted, shift: float | None, upstream: Upstream, needed: tup
 
 
 def _weights(group: Group, tile: Tile, shift: float, positive: Tensor, negative: Tensor) -> Tensor:
-    """W of the tile, or W + Wᵀ where it is mirrored; `positive` and `negative` are the factors of E."""
+    """W of the tile, or W + Wᵀ where it is mirrored, from the factors of E of each anchor (`shift.factors`)."""
     values = _exponentials(group, tile, shift)
     for a, b, kind in tile.segments:
         part = values[:, a - tile.first : b - tile.first]
@@ -237,7 +250,7 @@ def _weights(group: Group, tile: Tile, shift: float, positive: Tensor, negative:
 
 
 def _add_sums(group: Group, tile: Tile, weights: Tensor, total: Tensor) -> None:
-    """Add o of the rows, and of the columns where the tile is mirrored, for each pair of positives."""
+    """Add o of the row (and of the column where the tile is mirrored) to W for each pair of positives."""
     for a, b, kind in tile.segments:
         if kind == "negative":
             continue
@@ -248,7 +261,7 @@ def _add_sums(group: Group, tile: Tile, weights: Tensor, total: Tensor) -> None:
 
 
 def _outer(group: Group, tile: Tile, factor: Tensor, a: int, b: int) -> Tensor:
-    """factor_i w_j, and + factor_j w_i where the tile is mirrored; it may lie in the second room."""
+    """factor_i w_j, plus factor_j w_i where the tile is mirrored. May use the second buffer."""
     row, column = factor[tile.top : tile.end, None], factor[a:b]
     if group.log_weights is None:
         return torch.add(row, column, out=group.matrix(1, len(row), b - a)) if tile.mirrored else row
@@ -265,7 +278,7 @@ def _row_weights(
     grad_positives: Tensor,
     grad_negatives: Tensor,
 ) -> Tensor:
-    """W of a tile that spans all columns, from the rows' own log-sum-exps."""
+    """W of a tile that spans all columns, each row shifted by its own log-sum-exp."""
     logits = group.logits(tile)
     if group.log_weights is not None:
         logits += group.log_weights[tile.first : tile.last]
