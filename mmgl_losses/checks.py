@@ -52,10 +52,12 @@ def choice(name: str, value: object, options: Collection[int]) -> None:
 def number(
     name: str, value: object, *, least: float = -math.inf, most: float = math.inf, above: float = -math.inf
 ) -> float:
-    """`value` is a finite real number in the range, as a Python number.
+    """`value` is a finite real number in the range, as a Python number; one of numpy or a 0-d tensor will do.
 
     Only comparisons: a number that changes between calls of compiled code is a symbol, which `math.isfinite` refuses.
     """
+    if isinstance(value, Tensor) and not value.ndim and value.dtype != torch.bool:
+        value = value.item()
     real = isinstance(value, int | float | Real)
     if real and not isinstance(value, bool):
         checked = value if isinstance(value, int | float) else float(value)  # pyright: ignore[reportArgumentType]
@@ -74,7 +76,9 @@ def number(
 
 
 def integer(name: str, value: object, *, least: int | None = None) -> int:
-    """`value` is an integer (not a bool) of at least `least`, as a Python int."""
+    """`value` is an integer (not a bool) of at least `least`, as a Python int; one of numpy or a 0-d tensor will do."""
+    if isinstance(value, Tensor) and not value.ndim and value.dtype != torch.bool:
+        value = value.item()
     whole = isinstance(value, int | Integral)
     if whole and not isinstance(value, bool):
         checked = value if isinstance(value, int) else int(value)  # pyright: ignore[reportArgumentType]
@@ -133,9 +137,16 @@ def tensor(name: str, value: object) -> Tensor:
         raise TypeError(message(f"`{name}` to be a tensor", type(value).__name__))
     if value.layout != torch.strided:
         raise TypeError(message(f"`{name}` to be a dense tensor", value.layout, "Call `.to_dense()` first."))
+    return bare(value)
+
+
+def bare(value: Tensor) -> Tensor:
+    """A tensor whose class only carries more with it, without that; one that computes in its own way, as it is."""
     kind = type(value)
-    own = kind is Tensor or kind is nn.Parameter or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # pyright: ignore
-    return value if own else value.as_subclass(Tensor)
+    if kind is Tensor or kind is nn.Parameter or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:  # pyright: ignore
+        return value
+    with torch._C.DisableTorchFunctionSubclass():  # else the class would dress the result again
+        return value.as_subclass(Tensor)
 
 
 def floating(name: str, value: object) -> Tensor:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests import dependencies
 from tests.dependencies import PAGE, PINS, closure, licence, pins, table
 

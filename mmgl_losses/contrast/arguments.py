@@ -24,8 +24,11 @@ def problem(
     """The problem that the arguments of `pair_logsumexp` pose, and the shape (*groups, N) of its results."""
     engines.check_impl(impl)
     _check_precision(precision)
-    check_temperature(temperature)
+    temperature = check_temperature(temperature)
     _check(anchors, ids, options)
+    for name in ("tolerance", "bound"):
+        if options[name] is not None:
+            options[name] = checks.number(name, options[name], least=0.0)
     dims, shape = anchors.ndim - 2, ids.shape
     # Autocast would round a product of features with the temperature to half precision.
     with torch.autocast(anchors.device.type, enabled=False):
@@ -86,22 +89,27 @@ def select(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask[..., None], x, 0.0)
 
 
-def check_temperature(value: object) -> None:
+def check_temperature(value: object) -> float | Tensor:
     """A positive, finite number, or a 0-d floating-point tensor (which may be trained)."""
     if isinstance(value, Tensor):
         if value.ndim or not value.is_floating_point():
             got = f"a tensor of shape {checks.shape(value)} and type {value.dtype}"
             raise ValueError(message("`temperature` to be a float or a 0-d floating-point tensor", got))
-        if not checks.readable(value):
-            return
-        value = value.item()
-    checks.number("temperature", value, above=0.0)
+        if checks.readable(value):
+            checks.number("temperature", value.item(), above=0.0)
+        return checks.bare(value)
+    return checks.number("temperature", value, above=0.0)
 
 
-def check_ids(name: str, value: Tensor, mask: Tensor | None = None) -> None:
+def check_ids(name: str, value: Tensor, tolerance: float | None = None, mask: Tensor | None = None) -> None:
     """Ids are numbers; rows outside of the mask may hold anything. Values are read where that costs no wait."""
     if value.is_complex():
         raise TypeError(message(f"`{name}` to be of a real type", value.dtype))
+    if tolerance is not None and value.dtype == torch.int64 and checks.readable(value):
+        largest = int(value.abs().max())  # differences are taken in float64, which holds integers up to 2^53
+        if not 0 <= largest <= 1 << 53:
+            cure = "Number them anew, from 0 on."
+            raise ValueError(message(f"`{name}` of at most 2^53 beside `tolerance`", f"one of {largest}", cure))
     if value.is_floating_point() and checks.readable(value):
         lost = value.isnan() if mask is None else value.isnan() & mask
         if lost.any():
@@ -149,10 +157,7 @@ def _check(anchors: object, ids: object, options: Mapping[str, Any]) -> None:
     if isinstance(weights, Tensor) and weights.requires_grad:
         cure = "They are constants; call `.detach()`."
         raise ValueError(message("`key_log_weights` that need no gradient", "requires_grad=True", cure))
-    _check_values(ids, options, keys=m)
-    for name in ("tolerance", "bound"):
-        if options[name] is not None:
-            checks.number(name, options[name], least=0.0)
+    _check_values(checks.tensor("ids", ids), options, keys=m)
 
 
 def _check_keys(anchors: Tensor, keys: object) -> int:
@@ -173,9 +178,9 @@ def _check_values(ids: Tensor, options: Mapping[str, Any], *, keys: int) -> None
     mask = anchor_mask
     if options["key_ids"] is None:  # a row is an anchor and a key, and takes part if it is either
         mask = None if anchor_mask is None or key_mask is None else anchor_mask | key_mask
-    check_ids("ids", ids, mask)
+    check_ids("ids", ids, options["tolerance"], mask)
     if options["key_ids"] is not None:
-        check_ids("key_ids", options["key_ids"], key_mask)
+        check_ids("key_ids", options["key_ids"], options["tolerance"], key_mask)
     index = options["self_index"]
     if index is not None and checks.readable(index):
         least, most = int(index.min()), int(index.max())
@@ -209,4 +214,5 @@ def _flatten(value: Any, dims: int) -> Any:
     """A tensor with its `dims` leading group dimensions made one; anything else as it is."""
     if not isinstance(value, Tensor):
         return value
+    value = checks.bare(value)
     return value.unsqueeze(0) if dims == 0 else value.flatten(0, dims - 1)

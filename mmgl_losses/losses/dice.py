@@ -10,7 +10,7 @@ from mmgl_losses import checks
 from mmgl_losses.checks import message
 from mmgl_losses.distributed import total, world
 from mmgl_losses.losses.diagnostics import Diagnostics, LevelDiagnostics
-from mmgl_losses.losses.levels import Levels, MultiScale, Weights, check_labels, weighted_sum
+from mmgl_losses.losses.levels import Levels, MultiScale, Weights, check_labels, settle, weighted_sum
 from mmgl_losses.sampling import resample
 
 
@@ -29,10 +29,10 @@ class DiceOptions:
     def __post_init__(self) -> None:
         for name in ("include_background", "batch", "squared", "gather"):
             checks.flag(name, getattr(self, name))
-        checks.number("smooth", self.smooth, least=0.0)
-        checks.number("cross_entropy", self.cross_entropy, least=0.0, most=1.0)
+        settle(self, smooth=checks.number("smooth", self.smooth, least=0.0))
+        settle(self, cross_entropy=checks.number("cross_entropy", self.cross_entropy, least=0.0, most=1.0))
         if self.ignore_index is not None:
-            checks.integer("ignore_index", self.ignore_index)
+            settle(self, ignore_index=checks.integer("ignore_index", self.ignore_index))
 
 
 def soft_dice(

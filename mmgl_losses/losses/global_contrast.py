@@ -1,5 +1,6 @@
 """The global loss: contrast of whole images."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from mmgl_losses.checks import message
 from mmgl_losses.contrast import PairTerms
 from mmgl_losses.losses import diagnostics
 from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, check_formula, group_means, resolve
-from mmgl_losses.losses.levels import Levels, MultiScale, Weights, check_fixed_temperature
+from mmgl_losses.losses.levels import Levels, MultiScale, Weights, as_tensor, check_fixed_temperature, settle
 from mmgl_losses.sampling import normalise
 
 
@@ -28,10 +29,10 @@ class GlobalOptions:
     gather: bool = False
 
     def __post_init__(self) -> None:
-        contrast.check_temperature(self.temperature)
+        settle(self, temperature=contrast.check_temperature(self.temperature))
         check_formula(self.formula, GLOBAL_FORMULAS)
         if self.tolerance is not None:
-            checks.number("tolerance", self.tolerance, least=0.0)
+            settle(self, tolerance=checks.number("tolerance", self.tolerance, least=0.0))
         contrast.check_impl(self.impl)
         checks.flag("gather", self.gather)
 
@@ -206,7 +207,7 @@ def _terms(
     z, ids = normalise(x), _ids(instances, keys, x, options)
     k = key_ids = self_index = None
     if keys is not None or key_instances is not None:
-        k, key_ids = _unit_keys(keys, key_instances, embeddings)
+        k, key_ids = _unit_keys(keys, key_instances, embeddings, options.tolerance)
     if options.gather and distributed.world() > 1:
         if k is None or key_ids is None:
             k, key_ids = z, ids
@@ -254,25 +255,27 @@ def _ids(instances: object, keys: object, x: Tensor, options: GlobalOptions) -> 
     """Which image each row of x (L, A·B, D) is of, (L, A·B): as given, or two halves."""
     rows = x.shape[1]
     if instances is not None:
-        given = checks.tensor("instances", instances)
+        given = as_tensor("instances", instances, x)
         checks.of_shape("instances", given, (rows,))
         checks.same_device("instances", given, "embeddings", x)
-        contrast.check_ids("instances", given)
+        contrast.check_ids("instances", given, options.tolerance)
         return given.expand(len(x), -1)
     if keys is not None:
         raise ValueError(message("`instances` beside `keys`", "None", "Say which rows and which keys are one image."))
     if rows % 2:
         cure = "Stack two augmentations, `torch.cat([first, second])`, or give `instances`."
         raise ValueError(message("an even number of rows in `embeddings`", rows, cure))
-    if options.gather and options.tolerance is not None:  # numbers that each process makes up have no order
-        cure = "Number the images of all processes in their order."
-        raise ValueError(message("`instances` beside `tolerance` and gather=True", "None", cure))
+    if options.tolerance is not None:
+        cure = "Say where each row is, as by the number of its slice: neighbours in the batch are not neighbours."
+        raise ValueError(message("`instances` beside `tolerance`", "None", cure))
     half = rows // 2
     numbers = distributed.own_numbers(half, x.device) if options.gather else torch.arange(half, device=x.device)
     return numbers.repeat(2).expand(len(x), -1)
 
 
-def _unit_keys(keys: Mapping[str, Tensor] | None, key_instances: object, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _unit_keys(
+    keys: Mapping[str, Tensor] | None, key_instances: object, x: Sequence[Tensor], tolerance: float | None
+) -> tuple[Tensor, Tensor]:
     """Keys (L, K, D) of unit length for embeddings of L levels, and their instances (L, K)."""
     if keys is None or key_instances is None:
         given = "keys" if keys is not None else "key_instances"
@@ -284,9 +287,23 @@ def _unit_keys(keys: Mapping[str, Tensor] | None, key_instances: object, x: Sequ
             raise ValueError(message(f"`{name}` of shape (K, {embeddings.shape[1]})", checks.shape(checked)))
         checks.same_device(name, checked, "embeddings", embeddings)
         found.append(checked)
-    ids = checks.tensor("key_instances", key_instances)
+    ids = as_tensor("key_instances", key_instances, x[0])
     for level in found:
         checks.of_shape("key_instances", ids, level.shape[:1])
     checks.same_device("key_instances", ids, "embeddings", x[0])
-    contrast.check_ids("key_instances", ids)
+    contrast.check_ids("key_instances", ids, tolerance)
+    _warn_of_itself(found[0], x[0])
     return normalise(_stacked(found)), ids.expand(len(found), -1)
+
+
+def _warn_of_itself(keys: Tensor, embeddings: Tensor) -> None:
+    """Keys that hold the embeddings themselves: each would be its own positive, as near as can be."""
+    if not (checks.readable(keys) and checks.readable(embeddings)):
+        return
+    candidates = torch.isin(embeddings[:, 0], keys[:, 0]).nonzero().squeeze(1)[:8]
+    if any((keys == row).all(1).any() for row in embeddings[candidates]):
+        warnings.warn(
+            "`keys` hold rows of `embeddings` themselves, and each is its own positive. Add a batch to the queue after "
+            "its loss, or use `pair_terms` with `self_index`.",
+            stacklevel=2,
+        )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -43,6 +43,13 @@ class MultiScale(nn.Module):
         return ", ".join(f"{key}={value!r}" for key, value in given.items())
 
 
+def settle(options: object, **values: object) -> None:
+    """Write into frozen options what their checks made of them: Python's numbers in place of numpy's."""
+    for name, value in values.items():
+        if getattr(options, name) is not value:
+            object.__setattr__(options, name, value)
+
+
 def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The sum of weight · loss."""
     return torch.stack([weight * loss for loss, weight in zip(losses, weights, strict=True)]).sum()
@@ -55,36 +62,68 @@ def check_fixed_temperature(value: object) -> None:
         raise TypeError(message("`temperature` to be a finite number above 0", "a tensor", cure))
 
 
+def as_tensor(name: str, value: object, like: Tensor) -> Tensor:
+    """A tensor as it is; a list or tuple of numbers as one beside `like`."""
+    if isinstance(value, list | tuple) and value and all(isinstance(item, int | float) for item in value):
+        return torch.tensor(value, device=like.device)
+    return checks.tensor(name, value)
+
+
 def check_labels(labels: object, features: Tensor, name: str) -> Tensor:
     """Integer labels (B, *spatial), as int64, for features (B, C, *spatial_of_a_level) called `name`.
 
     In a narrow type, an index that it cannot hold would wrap around and match another class.
     """
     checked = checks.tensor("labels", labels)
-    if checked.is_floating_point() or checked.is_complex() or checked.dtype == torch.bool:
-        cure = "Labels are class indices; convert them with `.long()`."
-        raise TypeError(message("`labels` to be an integer tensor", f"type {checked.dtype}", cure))
     batch, dims = features.shape[0], features.ndim - 2
+    whole = not (checked.is_floating_point() or checked.is_complex() or checked.dtype == torch.bool)
+    if not whole:
+        expected, cure = "`labels` to be an integer tensor", _cure_of_labels(checked, dims)
+        raise TypeError(
+            message(expected, f"type {checked.dtype}", f"Labels are class indices; convert them with {cure}.")
+        )
     if checked.ndim != dims + 1 or checked.shape[0] != batch:
-        squeezed = checked.ndim == dims + 2 and checked.shape[1] == 1
-        cure = "Remove the channel axis with `labels.squeeze(1)`." if squeezed else ""
+        fits = checked.ndim == dims + 2 and checked.shape[0] == batch
+        cure = f"Remove the channel axis with {_cure_of_labels(checked, dims)}." if fits else ""
         spatial = "".join(f", {'HWD'[i] if dims <= 3 else f'S{i}'}" for i in range(dims))
         expected = f"`labels` of shape ({batch}{spatial}) for `{name}` of shape {checks.shape(features)}"
         raise ValueError(message(expected, checks.shape(checked), cure))
-    ratios = [full / size for full, size in zip(checked.shape[1:], features.shape[2:], strict=True)]
-    if min(ratios) == 0:
+    if not all(checked.shape[1:]):
         raise ValueError(message("`labels` of at least one point along each axis", checks.shape(checked)))
-    if min(ratios) < 1 / 1.5 and max(ratios) > 1.5:
-        shape = checks.shape(features)
-        expected = f"`labels` that are finer, or coarser, than `{name}` of shape {shape} along all axes"
-        raise ValueError(message(expected, checks.shape(checked), "Are its axes in another order?"))
+    _check_axes(checked, features, name)
     checks.same_device("labels", checked, name, features)
     return checked.long()
+
+
+def _cure_of_labels(labels: Tensor, dims: int) -> str:
+    """The one line that makes labels (B, *spatial) of class indices of what was given."""
+    if labels.ndim != dims + 2:
+        return "`.long()`"
+    axis = "`labels.squeeze(1)" if labels.shape[1] == 1 else "`labels.argmax(1)"  # one channel, or one for each class
+    return f"{axis}{'.long()' if labels.is_floating_point() and labels.shape[1] == 1 else ''}`"
+
+
+def _check_axes(labels: Tensor, features: Tensor, name: str) -> None:
+    """The axes of the labels are those of the features: in no other order do their sizes fit clearly better."""
+    if torch.compiler.is_compiling():
+        return  # sizes may be symbols there, and each comparison would be a reason to compile anew
+
+    def misfit(sizes: Sequence[int]) -> float:
+        """How far apart the factors between both sizes are, over the axes."""
+        factors = [math.log(full / size) for full, size in zip(sizes, features.shape[2:], strict=True)]
+        return max(factors) - min(factors)
+
+    given = misfit(labels.shape[1:])
+    if given > 0.15 and min(map(misfit, permutations(labels.shape[1:]))) < given / 2:
+        expected = f"`labels` as large along each axis as `{name}` of shape {checks.shape(features)}, by one factor"
+        raise ValueError(message(expected, checks.shape(labels), "Are its axes in another order?"))
 
 
 def check_weights(weights: object) -> tuple[float, ...] | dict[str, float]:
     """A non-empty sequence, or mapping, of finite weights of at least 0, not all 0."""
     expected = "`weights` to be a non-empty sequence or mapping of numbers, one per level"
+    if hasattr(weights, "tolist"):  # of numpy or torch
+        weights = weights.tolist()  # pyright: ignore[reportAttributeAccessIssue]
     if not isinstance(weights, Mapping | Sequence) or isinstance(weights, str):
         raise TypeError(message(expected, typed(weights)))
     if not weights:

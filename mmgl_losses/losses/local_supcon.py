@@ -1,5 +1,6 @@
 """The local loss: supervised contrast of points."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -19,6 +20,7 @@ from mmgl_losses.losses.levels import (
     Weights,
     check_fixed_temperature,
     check_labels,
+    settle,
     weighted_sum,
 )
 from mmgl_losses.sampling import foreground_places, normalise, points, resample, strided
@@ -45,17 +47,23 @@ class LocalOptions:
     gather: bool = False
 
     def __post_init__(self) -> None:
-        contrast.check_temperature(self.temperature)
+        settle(self, temperature=contrast.check_temperature(self.temperature))
         check_formula(self.formula, LOCAL_FORMULAS)
         checks.one_of("pairs", self.pairs, get_args(Pairs))
         checks.one_of("background", self.background, get_args(Background))
-        checks.integer("background_index", self.background_index)
+        settle(self, background_index=checks.integer("background_index", self.background_index))
         if self.ignore_index is not None:
-            checks.integer("ignore_index", self.ignore_index)
-        checks.integer("stride", self.stride, least=1)
+            settle(self, ignore_index=checks.integer("ignore_index", self.ignore_index))
+        settle(self, stride=checks.integer("stride", self.stride, least=1))
         checks.one_of("sampling", self.sampling, get_args(Sampling))
         contrast.check_impl(self.impl)
         checks.flag("gather", self.gather)
+        if self.background_index != 0 and self.background == "anchor" and self.sampling == "grid":
+            cure = (
+                "Points of the background count as any other there. Say background='key' or 'ignore', or leave it out."
+            )
+            got = f"background_index={self.background_index}"
+            raise ValueError(message("no `background_index` with background='anchor'", got, cure))
 
 
 def local_supcon(
@@ -228,7 +236,9 @@ def _terms(
         cure = "Pass `pairs='augmentations'`, or leave them out."
         raise ValueError(message(f"no `instances` with pairs={options.pairs!r}", "`instances`", cure))
     features = checks.feature_map(name, features)
-    z, y = _sampled(features, check_labels(labels, features, name), options)
+    labels = check_labels(labels, features, name)
+    _warn_of_unlabelled(labels, options)
+    z, y = _sampled(features, labels, options)
     if options.pairs == "batch":
         z, y = rearrange(z, "b n d -> 1 (b n) d"), rearrange(y, "b n -> 1 (b n)")
     elif options.pairs == "augmentations":
@@ -259,14 +269,33 @@ def _terms(
 
 def _sampled(features: Tensor, labels: Tensor, options: LocalOptions) -> tuple[Tensor, Tensor]:
     """Every `stride`-th point (B, n, D) and the label (B, n) at its place."""
-    size = [strided(n, options.stride) for n in features.shape[2:]]
+    spatial = features.shape[2:]
+    size = [strided(n, options.stride) for n in spatial]
     if options.sampling == "grid":
         return points(resample(features, size)), resample(labels, size).flatten(1)
-    labels = resample(labels, features.shape[2:])
+    # Chosen among all labels there are: a structure between the points of the features would be lost before.
+    labels = resample(labels, [max(full, n) for full, n in zip(labels.shape[1:], spatial, strict=True)])
     excluded = [i for i in (options.ignore_index, options.background_index) if i is not None]
     chosen = foreground_places(labels, size, excluded)
-    z = points(features).gather(1, chosen[..., None].expand(-1, -1, features.shape[1]))
-    return z, labels.flatten(1).gather(1, chosen)
+    y, place, rest = labels.flatten(1).gather(1, chosen), torch.zeros_like(chosen), chosen
+    step = 1
+    for full, n in reversed([*zip(labels.shape[1:], spatial, strict=True)]):  # the point that holds each chosen label
+        place, rest, step = place + rest % full * n // full * step, rest // full, step * n
+    return points(features).gather(1, place[..., None].expand(-1, -1, features.shape[1])), y
+
+
+def _warn_of_unlabelled(labels: Tensor, options: LocalOptions) -> None:
+    """Labels that usually mean "no label", where nothing says so: their points would be one more class."""
+    if options.ignore_index is not None or not checks.readable(labels):
+        return
+    least, most = (int(x) for x in labels.aminmax())
+    if least < 0 or most == 255:
+        value = least if least < 0 else most
+        warnings.warn(
+            f"`labels` hold {value}, which usually marks points without a label, and here is one more class. If it is "
+            f"none, pass `ignore_index={value}`.",
+            stacklevel=2,
+        )
 
 
 def _masks(y: Tensor, options: LocalOptions) -> tuple[Tensor | None, Tensor | None]:

@@ -1,10 +1,9 @@
 """Two processes, DDP and FSDP2, with the gathered losses: the training of one process with the whole batch."""
 
 import warnings
-
-import pytest
 from dataclasses import asdict
 
+import pytest
 import torch
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
