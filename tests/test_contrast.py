@@ -14,7 +14,7 @@ from mmgl_losses.contrast.tiled import strips, tiles
 from tests import oracles
 from tests.strategies import contrasts, matrices
 
-IMPLEMENTATIONS = ["reference", "tiled"]
+IMPLEMENTATIONS = ["reference", "tiled", "native"]
 
 
 @contextmanager

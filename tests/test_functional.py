@@ -14,7 +14,7 @@ from tests.strategies import label_vectors, matrices, unit_rows
 
 GLOBAL = {"nt_xent": "nt_xent", "decoupled": "decoupled", "mmgl": "mmgl_global"}
 LOCAL = {"supcon": "supcon", "supcon_in": "supcon_in", "mmgl": "mmgl_local"}
-IMPLEMENTATIONS = ["reference", "tiled"]
+IMPLEMENTATIONS = ["reference", "tiled", "native"]
 TAU = 0.5
 
 

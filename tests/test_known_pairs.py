@@ -8,7 +8,7 @@ import torch
 from mmgl_losses.contrast import pair_terms
 from mmgl_losses.contrast.tiled import strips, tiles
 
-IMPLEMENTATIONS = ["reference", "tiled"]
+IMPLEMENTATIONS = ["reference", "tiled", "native"]
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
