@@ -1,9 +1,9 @@
 """The primitive in C++ on the CPU: each pair of points once, tile by tile, with nothing of the size of all pairs.
 
-`engine.cpp` and `tiles.cpp` are built into one small library beside this file, which knows nothing of torch: it is called
-on the addresses of tensors. So one library serves every version of torch, needs none of its headers to be built, and
-threads are its own, as many as torch would take. It is loaded with the first problem, and where it was not built, this
-engine says so.
+`engine.cpp` and `tiles.cpp` are built into one small library beside this file, which knows nothing of torch: it is
+called on the addresses of tensors. So one library serves every version of torch, needs none of its headers to be built,
+and threads are its own, as many as torch would take. It is loaded with the first problem, and where it was not built,
+this engine says so.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ from mmgl_losses.checks import message
 from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
 
 LIBRARY = Path(__file__).with_name("engine.so")
+MOST = 2  # instruction sets beyond what every processor has: AVX2, AVX-512
 _ID_TYPES = {torch.int64: 0, torch.float32: 1, torch.float64: 2}
 _ERRORS = {1: "not enough memory for the native engine", 2: "`self_index` outside of the keys"}
 _pointer, _pair, _steps = ctypes.c_void_p, ctypes.c_void_p * 2, ctypes.c_int64 * 3
@@ -31,7 +32,7 @@ class _Call(ctypes.Structure):
         *(("lse", _pair), ("total", _pointer), ("counts", _pair), ("upstream", _pair), ("gradient", _pair)),
         *((name, ctypes.c_int64) for name in ("groups", "n", "m", "features")),
         *(("anchor_steps", _steps), ("key_steps", _steps), ("threads", ctypes.c_int64)),
-        *((name, ctypes.c_int32) for name in ("backward", "wide", "id_type", "has_tolerance")),
+        *((name, ctypes.c_int32) for name in ("backward", "wide", "id_type", "has_tolerance", "most")),
         *((name, ctypes.c_double) for name in ("scale", "tolerance")),
     )
 
@@ -44,7 +45,7 @@ def library() -> ctypes.CDLL | str:
     try:
         found = ctypes.CDLL(str(LIBRARY))
         found.mmgl_solve.argtypes = [ctypes.POINTER(_Call)]
-        found.mmgl_instruction_set.restype = ctypes.c_char_p
+        found.mmgl_instruction_set.argtypes, found.mmgl_instruction_set.restype = [ctypes.c_int], ctypes.c_char_p
     except (OSError, AttributeError) as error:
         return f"one that does not load ({error})"
     return found
@@ -54,7 +55,7 @@ def instruction_set() -> str:
     """What the library computes with on this processor."""
     found = library()
     assert isinstance(found, ctypes.CDLL)
-    return found.mmgl_instruction_set().decode()
+    return found.mmgl_instruction_set(MOST).decode()
 
 
 def refuses(problem: Problem) -> str | None:
@@ -127,6 +128,7 @@ def _solve(problem: Problem, **results: object) -> None:
         wide=anchors.dtype == torch.float64,
         id_type=_ID_TYPES[problem.ids.dtype],
         has_tolerance=problem.tolerance is not None,
+        most=MOST,
         scale=problem.scale,
         tolerance=problem.tolerance or 0.0,
     )

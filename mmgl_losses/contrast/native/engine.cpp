@@ -23,14 +23,14 @@ namespace avx2 { extern const InstructionSet SET; }
 namespace avx512 { extern const InstructionSet SET; }
 #endif
 
-// The fastest one that this processor has, or the one of this name.
-const InstructionSet& instruction_set() {
+// The fastest one that this processor has: 2, AVX-512; 1, AVX2; 0, what every processor of its kind has.
+const InstructionSet& instruction_set([[maybe_unused]] int most) {
 #ifdef __x86_64__
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+    if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl"))
         return avx512::SET;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::SET;
+    if (most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::SET;
 #endif
     return base::SET;
 }
@@ -50,7 +50,7 @@ struct Call {
     const void* upstream[2];     // backward: gradients of `lse`
     void* gradient[2];           // backward: of anchors and keys; null where not wanted
     int64_t groups, n, m, features, anchor_steps[3], key_steps[3], threads;
-    int32_t backward, wide, id_type, has_tolerance;  // id_type: 0 int64, 1 float32, 2 float64
+    int32_t backward, wide, id_type, has_tolerance, most;  // id_type: 0 int64, 1 float32, 2 float64
     double scale, tolerance;
 };
 
@@ -480,7 +480,7 @@ class Solver {
 
 template <class Real>
 int solve(const Call& call) {
-    return Solver<Real>(call, kernels(instruction_set(), Real())).solve();
+    return Solver<Real>(call, kernels(instruction_set(call.most), Real())).solve();
 }
 
 }  // namespace native
@@ -495,5 +495,5 @@ __attribute__((visibility("default"))) int mmgl_solve(const native::Call* call) 
     }
 }
 
-__attribute__((visibility("default"))) const char* mmgl_instruction_set() { return native::instruction_set().name; }
+__attribute__((visibility("default"))) const char* mmgl_instruction_set(int most) { return native::instruction_set(most).name; }
 }

@@ -9,12 +9,16 @@ namespace native::ISA {
 namespace {
 
 #if defined(__AVX512F__)
+constexpr const char* NAME = "AVX-512";
 constexpr int BYTES = 64, ROWS = 12;  // 24 of 32 registers hold sums
 #elif defined(__AVX__)
+constexpr const char* NAME = "AVX2";
 constexpr int BYTES = 32, ROWS = 6;  // 12 of 16
 #elif defined(__aarch64__)
+constexpr const char* NAME = "NEON";
 constexpr int BYTES = 16, ROWS = 12;  // 24 of 32
 #else
+constexpr const char* NAME = "128 bits";
 constexpr int BYTES = 16, ROWS = 6;
 #endif
 #define INLINE inline __attribute__((always_inline))
@@ -397,11 +401,9 @@ void pack(const Side<Real>& side, long first, long size, long features, Real sca
 template <class Real>
 constexpr Kernels<Real> KERNELS = {ROWS, LANES<Real>, pack<Real>, sums<Real>, gradients<Real>};
 
-#define TEXT(x) #x
-#define NAME(x) TEXT(x)
 }  // namespace
 
 extern const InstructionSet SET;
-const InstructionSet SET = {NAME(ISA), KERNELS<float>, KERNELS<double>};
+const InstructionSet SET = {NAME, KERNELS<float>, KERNELS<double>};
 
 }  // namespace native::ISA
