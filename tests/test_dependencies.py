@@ -39,9 +39,7 @@ def test_every_licence_is_known_and_on_the_page() -> None:
 def test_the_package_needs_torch_and_two_of_its_neighbours() -> None:
     needed = dependencies.groups()["the package"]
     assert [requirement.name for requirement in needed] == ["torch", "einops", "typing-extensions"]
-    assert all(
-        row.startswith(("| for", "|---", "| the package | ")) for row in list(table())[: 2 + len(closure(needed))]
-    )
+    assert all(row.startswith(("| for", "|---", "| the package | ")) for row in list(table())[: 2 + len(closure(needed))])
 
 
 @pytest.mark.parametrize(

@@ -380,20 +380,28 @@ void gradients(const Tile<Real>& t) {
         spread<Real, true>(t, *t.keys, t.first, t.width, *t.anchors, t.top, t.height);
 }
 
-// Both layouts of the points of the tile that begins at `first`, zeros around them.
+// Both layouts of the points of the tile that begins at `first`, zeros after the last feature and the last point.
 template <class Real>
 void pack(const Side<Real>& side, long first, long size, long features, Real scale) {
     constexpr long L = LANES<Real>;
-    const long panels = (features + L - 1) / L;
+    const long panels = (features + L - 1) / L, left = side.count - first;
     Real* rows = side.rows + first * panels * L;
     Real* columns = side.columns + first * features;
-    for (long i = 0; i < size; ++i) {
-        const bool real = first + i < side.count;
-        const Real* point = real ? side.given + side.place[first + i] * side.point_step : nullptr;
-        for (long d = 0; d < panels * L; ++d) {
-            const Real x = real && d < features ? point[d * side.feature_step] : Real(0);
-            rows[(d / L * size + i) * L + d % L] = x;
-            if (d < features) columns[(i / L * features + d) * L + i % L] = x * scale;
+    for (long begin = 0; begin < size && begin < left + ROWS; begin += L) {
+        for (long i = begin; i < begin + L; ++i) {
+            const Real* point = i < left ? side.given + side.place[first + i] * side.point_step : nullptr;
+            for (long p = 0; p < panels; ++p) {
+                Real* to = rows + (p * size + i) * L;
+                const long within = point ? (features - p * L < L ? features - p * L : L) : 0;
+                if (within == L && side.feature_step == 1)
+                    __builtin_memcpy(to, point + p * L, L * sizeof(Real));
+                else
+                    for (long d = 0; d < L; ++d) to[d] = d < within ? point[(p * L + d) * side.feature_step] : Real(0);
+            }
+        }
+        for (long d = 0; d < features; ++d, columns += L) {
+            const Real* from = rows + (d / L * size + begin) * L + d % L;
+            for (long lane = 0; lane < L; ++lane) columns[lane] = from[lane * L] * scale;
         }
     }
 }
