@@ -5,16 +5,24 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 DATA ?=
 
-.PHONY: networks demo test coverage lint docs bench clean
+NATIVE := mmgl_losses/contrast/native/engine.so
 
-demo: $(VENV)/.examples  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
+.PHONY: networks demo test native sanitize coverage lint docs bench clean
+
+demo: native  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
 	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
 
-test: $(VENV)/.test  ## the whole test suite
+test: $(VENV)/.test native  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-coverage: $(VENV)/.test  ## lines and branches that no test of the package reaches
+coverage: $(VENV)/.test native  ## lines and branches that no test of the package reaches
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --ignore tests/examples --ignore tests/test_benchmarks.py --ignore tests/test_gpu_benchmark.py
+
+native: $(VENV)/.examples $(NATIVE)  ## the native engine, where there is a C++ compiler; says what there is
+	@$(BIN)/python -m mmgl_losses
+
+sanitize: $(VENV)/.test  ## the tests of the native engine under sanitizers for addresses, undefined behaviour and threads
+	$(BIN)/python -m tests.sanitize
 
 lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -28,7 +36,7 @@ networks: .venv-networks/.done  ## every network of the list, and the page about
 docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
 	$(BIN)/python -m sphinx -W -n -b html docs docs/_build/html
 
-bench: $(VENV)/.test  ## time, peak memory and error beside the peers, and the figures of the documentation
+bench: $(VENV)/.test native  ## time, peak memory and error beside the peers, and the figures of the documentation
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks plots benchmarks/results/cpu.csv
 
@@ -39,6 +47,9 @@ $(VENV)/.examples: pyproject.toml constraints.txt
 	touch $@
 
 # The nnU-Net networks pin an older timm, which needs torchvision; the networks themselves need neither.
+$(NATIVE): $(VENV)/.examples hatch_build.py $(wildcard $(dir $(NATIVE))*.cpp $(dir $(NATIVE))*.h)
+	@$(BIN)/python hatch_build.py
+
 $(VENV)/.test: $(VENV)/.examples
 	$(PIP) --group test
 	$(PIP) --no-deps dynamic-network-architectures==0.4.4
@@ -60,4 +71,4 @@ $(VENV)/.docs: $(VENV)/.examples
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-networks build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(NATIVE) $(VENV) .venv-networks build dist docs/_build .pytest_cache .ruff_cache .hypothesis

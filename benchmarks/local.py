@@ -250,6 +250,7 @@ LOCAL = Kind(
     Problem,
     {
         "auto": Contestant(ours("auto"), "mmgl", ours=True),
+        "native": Contestant(ours("native"), "mmgl", ours=True),
         "tiled": Contestant(ours("tiled"), "mmgl", ours=True),
         "fused": Contestant(ours("fused"), "mmgl", ours=True, cuda=True),
         "fused, deterministic": Contestant(by_rows, "mmgl", ours=True, cuda=True),

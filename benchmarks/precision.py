@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgl_losses.contrast import native
 from mmgl_losses.functional import local_supcon
 
 Run = Callable[[Tensor, Tensor, float], Tensor]
@@ -100,8 +101,9 @@ def ours(x: Tensor, y: Tensor, temperature: float, impl: str) -> Tensor:
 
 
 def contestants() -> dict[str, Run]:
-    """Plain torch and the implementations; the fused one where Triton's interpreter stands in for a GPU."""
+    """Plain torch and the implementations: the fused one where Triton's interpreter stands in for a GPU."""
     names = ["reference", "tiled"] + (["fused"] if os.environ.get("TRITON_INTERPRET") == "1" else [])
+    names += [] if isinstance(native.library(), str) else ["native"]
     return {"plain torch": plain, **{name: partial(ours, impl=name) for name in names}}
 
 

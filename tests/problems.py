@@ -12,9 +12,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mmgl_losses.contrast import native
 from mmgl_losses.functional import global_contrast, local_supcon, soft_dice
 from tests.strategies import label_vectors, matrices
 
+NATIVE = not isinstance(native.library(), str)  # whether it was built here
+IMPLEMENTATIONS = ["reference", "tiled", *(["native"] if NATIVE else [])]
 GLOBAL = [("global", name) for name in ("nt_xent", "decoupled", "mmgl")]
 LOCAL = [("local", name) for name in ("supcon", "supcon_in", "mmgl")]
 CONTRAST = GLOBAL + LOCAL
@@ -111,7 +114,7 @@ def problems(draw, row: tuple[str, str], *, exact: bool = False, options: dict[s
     if kind != "dice":
         chosen["temperature"] = draw(st.sampled_from([0.25, 1.0]))
         chosen["formula"] = formula
-        chosen["impl"] = draw(st.sampled_from(["reference", "tiled"]))
+        chosen["impl"] = draw(st.sampled_from(IMPLEMENTATIONS))
     if kind == "global":
         n = draw(st.integers(1, 8))
         x, ids = draw(matrices(n, 3)), draw(label_vectors(n, 4))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mmgl_losses
 from mmgl_losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon, plugins
 from tests.bad_input import CASES
+from tests.problems import IMPLEMENTATIONS
 
 
 def snapshot(value):
@@ -83,7 +84,7 @@ def test_there_are_many():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("make", [MultiScaleGlobalContrast, MultiScaleLocalSupCon, DeepSupervisionDice])
-@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_what_is_not_finite_is_not_hidden(make, impl, value):
     """Not an exception, which mixed precision could not skip: a loss of NaN, which `diagnose` puts into words."""
     if make is DeepSupervisionDice and value < 0:

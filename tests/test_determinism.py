@@ -13,7 +13,7 @@ import json, sys, torch
 from mmgl_losses.functional import global_contrast, local_supcon, soft_dice
 torch.manual_seed(0)
 x, y = torch.randn(2, 16, 12, 12), torch.randint(4, (2, 12, 12))
-runs = [lambda x, i=i: local_supcon(x, y, impl=i) for i in ("tiled", "reference")]
+runs = [lambda x, i=i: local_supcon(x, y, impl=i) for i in ("tiled", "reference", "auto")]
 runs += [lambda x: local_supcon(x, y, pairs="batch"), lambda x: global_contrast(x[:, :, ::3].flatten(2).mT.flatten(0, 1))]
 runs += [lambda x: soft_dice(x[:, :4], y, cross_entropy=0.5)]
 found = {}

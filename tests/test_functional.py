@@ -10,11 +10,11 @@ from mmgl_losses import MultiScaleLocalSupCon
 from mmgl_losses.functional import global_contrast, local_supcon
 from mmgl_losses.sampling import foreground_places, subsample
 from tests import oracles
+from tests.problems import IMPLEMENTATIONS
 from tests.strategies import label_vectors, matrices, unit_rows
 
 GLOBAL = {"nt_xent": "nt_xent", "decoupled": "decoupled", "mmgl": "mmgl_global"}
 LOCAL = {"supcon": "supcon", "supcon_in": "supcon_in", "mmgl": "mmgl_local"}
-IMPLEMENTATIONS = ["reference", "tiled"]
 TAU = 0.5
 
 

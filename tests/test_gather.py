@@ -13,6 +13,7 @@ import torch.distributed as dist
 from mmgl_losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon
 from mmgl_losses.distributed import gather, own_numbers, total
 from tests import processes
+from tests.problems import IMPLEMENTATIONS
 
 # Rows of each process: alike, uneven, one without any.
 SPLITS = {2: [(4, 4), (6, 2), (0, 4)], 4: [(2, 2, 2, 2), (4, 2, 6, 2), (2, 0, 4, 2)]}
@@ -53,7 +54,7 @@ def cases(split):
     for formula in ("nt_xent", "decoupled", "mmgl"):
         make = partial(MultiScaleGlobalContrast, formula=formula, **GLOBAL)
         yield f"global {formula}", make, embeddings(rows), (), (halves(split),)
-    for impl in ("reference", "tiled"):
+    for impl in IMPLEMENTATIONS:
         across = torch.randint(0, 3, (rows,))  # images with augmentations in several processes
         across[: split[0]] = torch.arange(10, 10 + split[0])  # the first process has no valid anchor
         make = partial(MultiScaleGlobalContrast, impl=impl, **GLOBAL)

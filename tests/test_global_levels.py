@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from mmgl_losses import MultiScaleGlobalContrast
 from mmgl_losses.functional import global_contrast
 from tests import oracles
+from tests.problems import IMPLEMENTATIONS
 from tests.strategies import unit_rows
 
 FORMULAS = {"nt_xent": "nt_xent", "decoupled": "decoupled", "mmgl": "mmgl_global"}
@@ -39,7 +40,7 @@ def test_matches_loops(formula, data, half, tau):
 
 
 @pytest.mark.parametrize("formula", [*FORMULAS, all_terms, lambda terms: terms.self_logit, lambda t: -t.positive_lse])
-@pytest.mark.parametrize("impl", ["auto", "reference", "tiled"])
+@pytest.mark.parametrize("impl", ["auto", *IMPLEMENTATIONS])
 def test_levels_at_once_are_levels_one_by_one(formula, impl):
     """Levels of several widths are one problem; one of weight 0 holds NaN."""
     levels = [torch.randn(8, width, dtype=torch.float64) for width in (5, 5, 7, 3)]

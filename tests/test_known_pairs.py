@@ -7,8 +7,7 @@ import torch
 
 from mmgl_losses.contrast import pair_terms
 from mmgl_losses.contrast.tiled import strips, tiles
-
-IMPLEMENTATIONS = ["reference", "tiled"]
+from tests.problems import IMPLEMENTATIONS
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)

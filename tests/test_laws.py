@@ -14,7 +14,7 @@ from mmgl_losses.contrast import PairTerms, pair_terms
 from mmgl_losses.functional import global_contrast, local_supcon
 from mmgl_losses.losses import formulas
 from tests import problems as table
-from tests.problems import CONTRAST, GLOBAL, IGNORED, LOCAL, ROWS, problems
+from tests.problems import CONTRAST, GLOBAL, IGNORED, IMPLEMENTATIONS, LOCAL, ROWS, problems
 from tests.strategies import contrasts, matrices
 
 over = lambda rows: pytest.mark.parametrize("row", rows, ids=lambda row: "-".join(row))  # noqa: E731
@@ -138,7 +138,7 @@ def test_length_and_temperature_of_the_primitive(problem, exponent):
         torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10)
 
 
-@given(problem=contrasts(), shift=st.sampled_from([-700.0, 3.0, 700.0]), impl=st.sampled_from(["reference", "tiled"]))
+@given(problem=contrasts(), shift=st.sampled_from([-700.0, 3.0, 700.0]), impl=st.sampled_from(IMPLEMENTATIONS))
 def test_shift_of_all_logits_of_the_primitive(problem, shift, impl):
     """C8: one constant on every key's logarithm of a weight comes out again; e^700 is near the end of float64."""
     anchors, ids, options = problem
@@ -258,7 +258,7 @@ def test_implementations_agree(row, data):
     """C19: dense and tiled; and so does the choice by size."""
     problem = data.draw(problems(row))
     wanted = problem.but(impl="reference").result()
-    for impl in ("tiled", "auto"):
+    for impl in (*IMPLEMENTATIONS, "auto"):
         close(problem.but(impl=impl).result(), wanted, problem)
 
 
@@ -285,7 +285,7 @@ def test_gradients_of_any_size(row, data, size, temperature):
     problem = problem.with_points(x.view_as(problem.points))
     problem = problem.but(problem.x.float())
     if row[0] == "global" and len(problem.x) % 2 == 0:
-        problem = problem.but(impl=data.draw(st.sampled_from(["auto", "tiled"])))
+        problem = problem.but(impl=data.draw(st.sampled_from(["auto", *IMPLEMENTATIONS])))
         problem = replace(problem, ids=None) if problem.options["impl"] == "auto" else problem
     leaf = problem.x.clone().requires_grad_()
     plain = torch.autograd.grad(problem.but(leaf).loss(), leaf)[0]

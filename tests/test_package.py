@@ -1,11 +1,16 @@
 """The wheel: what is in it, and that it works in a clean environment away from the checkout."""
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import hatch_build
+from mmgl_losses.contrast import engines
+from tests.problems import NATIVE
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,10 +31,44 @@ print(mmgl_losses.__version__)
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    result = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, check=False)
+def run(*command: str | Path, cwd: Path, **env: str) -> str:
+    words, env = [str(c) for c in command], {**os.environ, **env}
+    result = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def test_tells_what_is_there():
+    """`python -m mmgl_losses`: versions, and of each engine whether it is there or why not."""
+    said = run(sys.executable, "-m", "mmgl_losses", cwd=ROOT)
+    assert said.startswith("mmgl-losses ")
+    lines = {line.split()[0]: line for line in said.splitlines()[2:]}
+    assert list(lines) == list(engines.ENGINES)
+    assert "for impl='fused'" in lines["fused"]
+    assert "there" in lines["reference"]
+    assert ("takes it for few and many points" in lines["native"]) == NATIVE
+
+
+@pytest.mark.parametrize("cxx", [None, "false"])
+def test_builds_without_a_compiler_that_works(cxx, tmp_path, monkeypatch):
+    """Nothing fails; one line says why there is no native engine, and none that is old is left."""
+    out = tmp_path / "engine.so"
+    out.touch()
+    monkeypatch.setattr(hatch_build, "compiler", lambda: cxx)
+    monkeypatch.setattr(hatch_build, "machine", lambda cxx: "x86_64-linux-gnu")
+    said = hatch_build.build(ROOT, out)
+    assert said.startswith("native engine: not built, as ")
+    assert "\n" not in said
+    assert not out.exists()
+
+
+def test_the_hook_can_be_left_out(tmp_path):
+    """The pure wheel, which any platform takes."""
+    command = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT)
+    run(*command, cwd=tmp_path, HATCH_BUILD_NO_HOOKS="true")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +85,8 @@ def test_holds_the_package_and_nothing_else(wheel):
     assert tops == {"mmgl_losses", f"{wheel.name.split('-py3')[0]}.dist-info"}
     present = {name for name in names if name.startswith("mmgl_losses/")}
     wanted = {str(p.relative_to(ROOT)) for p in (ROOT / "mmgl_losses").rglob("*") if p.suffix in (".py", ".typed")}
+    if hatch_build.compiler():
+        wanted.add(str(hatch_build.LIBRARY))
     assert present == wanted
     metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
     assert "License-Expression: Apache-2.0" in metadata

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.precision import INPUTS, contestants, error
 from mmgl_losses.contrast import pair_terms
+from tests.problems import IMPLEMENTATIONS
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -28,7 +29,7 @@ def test_at_most_twice_as_far_off_as_plain_torch(name, temperature, dtype):
         assert ours.gradient == ours.gradient
 
 
-@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_running_sums_keep_their_digits(impl):
     """Positives that are a range of ids come from differences of running sums over all keys before them."""
     z = torch.nn.functional.normalize(torch.randn(3000, 4) + 3, dim=-1)

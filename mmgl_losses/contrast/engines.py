@@ -1,11 +1,11 @@
 """The table of engines: a row makes one known, to ``impl=`` and, if it says so, to ``impl="auto"``."""
 
 from mmgl_losses import checks
-from mmgl_losses.contrast import fused, reference, tiled
+from mmgl_losses.contrast import fused, native, reference, tiled
 from mmgl_losses.contrast.problem import Engine, Problem
 
 # "auto" takes the first that suits, so the last has to suit always.
-ENGINES: dict[str, Engine] = {"reference": reference, "fused": fused, "tiled": tiled}
+ENGINES: dict[str, Engine] = {"native": native, "reference": reference, "fused": fused, "tiled": tiled}
 
 
 def check_impl(impl: object) -> None:

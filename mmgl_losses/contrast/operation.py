@@ -4,7 +4,8 @@ Run as it is, a problem goes to its engine directly. Under ``torch.compile`` and
 that they do not look inside, where engines sort, count ids and choose by size. Both share what is written here.
 
 Higher and forward-mode derivatives: the reference engine is made of differentiable operations, its gradient included.
-Any other engine has a gradient and no more, and says so to whoever asks.
+Any other engine has a gradient and no more, and says so to whoever asks; what ``"auto"`` gave to such an engine goes to
+the reference there, where that suits.
 """
 
 import inspect
@@ -35,9 +36,14 @@ def contrast(problem: Problem, impl: str) -> Results:
     plain = type(problem.anchors) is Tensor or type(problem.anchors) is nn.Parameter
     if torch.compiler.is_compiling() or not plain:  # fake tensors come without the compiler too
         return Results(*_operator(*arguments))
-    if forward_ad._current_level >= 0 and engine(impl, problem) is reference:
+    if forward_ad._current_level >= 0 and _differentiable(impl, problem):
         return reference.forward(problem)
     return Results(*_Contrast.apply(*arguments))  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _differentiable(impl: str, problem: Problem) -> bool:
+    """Whether the reference takes it where derivatives of the engine's own operations are wanted."""
+    return reference.suits(problem) if impl == "auto" else engine(impl, problem) is reference
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -109,10 +115,14 @@ class _Contrast(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        arguments = _saved(ctx, grads)
+        arguments, compute = _saved(ctx, grads), _backward
         fields, impl, *_ = _parts(arguments)
-        once = torch.is_grad_enabled() and engine(impl, Problem(*fields)) is not reference
-        return _none_for_the_rest(ctx, (_Gradient.apply if once else _backward)(*arguments))  # pyright: ignore
+        if torch.is_grad_enabled():  # as by `create_graph`: the gradient is to be differentiated in its turn
+            if _differentiable(impl, Problem(*fields)):
+                arguments = *fields, "reference", *arguments[len(fields) + 1 :]
+            else:
+                compute = _Gradient.apply
+        return _none_for_the_rest(ctx, compute(*arguments))  # pyright: ignore[reportArgumentType]
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:

@@ -1,0 +1,499 @@
+// The engine around the tiles: it sorts points by id, shares out pairs of tiles among threads, and finishes results.
+//
+// Only plain pointers come in and nothing outlives a call: no state, no pool of threads, no second OpenMP runtime.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "tiles.h"
+
+namespace native {
+namespace base { extern const InstructionSet SET; }
+#ifdef __x86_64__
+namespace avx2 { extern const InstructionSet SET; }
+namespace avx512 { extern const InstructionSet SET; }
+#endif
+
+// The fastest one that this processor has: 2, AVX-512; 1, AVX2; 0, what every processor of its kind has.
+const InstructionSet& instruction_set([[maybe_unused]] int most) {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    if (most >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        return avx512::SET;
+    if (most >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::SET;
+#endif
+    return base::SET;
+}
+
+const Kernels<float>& kernels(const InstructionSet& set, float) { return set.single; }
+const Kernels<double>& kernels(const InstructionSet& set, double) { return set.twice; }
+
+// A problem and where its results go, as `__init__.py` fills it in: shapes are those of `problem.Problem`.
+struct Call {
+    const void *anchors, *keys, *ids, *key_ids;
+    const int64_t* self_index;
+    const uint8_t *anchor_mask, *key_mask;
+    const void *log_weights, *limit;
+    void* lse[2];                // forward: written; backward: read
+    void* total;                 // forward: sums of positive logits; backward: their gradients, or null
+    int64_t* counts[2];          // forward
+    const void* upstream[2];     // backward: gradients of `lse`
+    void* gradient[2];           // backward: of anchors and keys; null where not wanted
+    int64_t groups, n, m, features, anchor_steps[3], key_steps[3], threads;
+    int32_t backward, wide, id_type, has_tolerance, most;  // id_type: 0 int64, 1 float32, 2 float64
+    double scale, tolerance;
+};
+
+constexpr double MARGIN = 0.35;      // log 2 / 2: exp2 rounds its exponent
+constexpr double NEVER = -1e30;      // as a logit: its exp2 is 0
+constexpr double WORK = 1 << 22;     // multiplications that are worth another thread
+constexpr size_t ALIGNMENT = 64;
+enum Error { NO_MEMORY = 1, BAD_INDEX = 2 };
+
+// Memory that is given back together.
+class Memory {
+    struct Free { void operator()(void* p) const { ::operator delete(p, std::align_val_t(ALIGNMENT)); } };
+    std::vector<std::unique_ptr<void, Free>> pieces;
+
+  public:
+    template <class T>
+    T* take(long count) {
+        pieces.emplace_back(::operator new(std::max(count, 1L) * sizeof(T), std::align_val_t(ALIGNMENT)));
+        return static_cast<T*>(pieces.back().get());
+    }
+};
+
+// Threads that go through the same phases together. What one of them throws is kept until all are through.
+class Team {
+    static constexpr int PHASES = 4;
+    std::atomic<long> size, arrived{0}, claimed[PHASES] = {};
+    std::atomic<int> failed{0};
+
+  public:
+    explicit Team(long threads) : size(threads) {}
+
+    // `work(rank)` in every thread; what went wrong, or 0.
+    template <class Work>
+    int run(const Work& work) {
+        std::vector<std::thread> others;
+        const long wanted = size;
+        try {
+            others.reserve(wanted);
+            for (long rank = 1; rank < wanted; ++rank) others.emplace_back([&work, rank] { work(rank); });
+        } catch (...) {  // fewer will do
+            size = others.size() + 1;
+        }
+        work(0);
+        for (auto& thread : others) thread.join();
+        return failed;
+    }
+
+    // A phase: `task(0)` to `task(count - 1)`, each by whoever comes first; all are done when it returns.
+    template <class Task>
+    void each(int phase, long count, const Task& task) {
+        for (long i; !failed && (i = claimed[phase]++) < count;) {
+            try {
+                task(i);
+            } catch (const std::out_of_range&) {
+                failed = BAD_INDEX;
+            } catch (...) {
+                failed = NO_MEMORY;
+            }
+        }
+        ++arrived;
+        while (arrived < size * (phase + 1)) std::this_thread::yield();
+    }
+};
+
+// Ids as numbers that sort as they do; 0.0 and -0.0 are one.
+uint64_t sortable(double x) {
+    uint64_t bits;
+    x += 0.0;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits >> 63 ? ~bits : bits | 1ULL << 63;
+}
+
+uint64_t read_id(const void* ids, int type, long i) {
+    if (type == 0) return uint64_t(static_cast<const int64_t*>(ids)[i]) ^ 1ULL << 63;
+    return sortable(type == 1 ? static_cast<const float*>(ids)[i] : static_cast<const double*>(ids)[i]);
+}
+
+double as_number(uint64_t id) {  // the inverse of `sortable`
+    const uint64_t bits = id >> 63 ? id & ~(1ULL << 63) : ~id;
+    double x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+template <class Real>
+struct Group {
+    Side<Real> anchors, others;
+    Side<Real>* keys;
+    std::atomic<int>*anchors_done, *keys_done;  // of each tile of a side: pairs that are computed
+    long anchor_tiles = 0, key_tiles = 0;
+};
+
+// A pair of tiles, and how many pairs before it each of the two is in: whoever takes it waits for those. So no tile
+// is written to from two threads, and sums are in the same order whatever their number.
+struct Pair { long i, j, before_i, before_j; };
+
+// All pairs of B tiles with one another: first each with itself, then rounds in which each meets another, as the
+// teams of a tournament do: B or B - 1 stand in a circle, and the pair at the same distance from `round` meet.
+Pair in_tournament(long tiles, long number) {
+    if (number < tiles) return {number, number, 0, 0};
+    const bool odd = tiles % 2;
+    const long circle = tiles - !odd, round = (number - tiles) / (tiles / 2), slot = (number - tiles) % (tiles / 2);
+    const long distance = slot + odd;  // 0: with the one that stands in the middle
+    long i = (round + distance) % circle, j = distance ? (round - distance + circle) % circle : circle;
+    if (i > j) std::swap(i, j);
+    auto before = [&](long tile) { return 1 + round - (odd && tile < round); };  // tile `round` rests
+    return {i, j, before(i), before(j)};
+}
+
+// All pairs of tiles of two sides, the first being the shorter: in each round all of it meet others.
+Pair in_rounds(long shorter, long longer, long number) {
+    const long round = number / shorter, i = number % shorter;
+    const long before = std::min(round, shorter - 1 - i) + std::max(0L, round - longer + i + 1);
+    return {i, (i + round) % longer, round, before};
+}
+
+Pair pair(long anchor_tiles, long key_tiles, bool own, long number) {
+    if (own) return in_tournament(anchor_tiles, number);
+    if (anchor_tiles <= key_tiles) return in_rounds(anchor_tiles, key_tiles, number);
+    const Pair turned = in_rounds(key_tiles, anchor_tiles, number);
+    return {turned.j, turned.i, turned.before_j, turned.before_i};
+}
+
+template <class Real>
+class Solver {
+    const Call& call;
+    const Kernels<Real>& kernel;
+    Memory memory;
+    std::vector<Group<Real>> groups;
+    std::vector<long> tasks;  // numbers of pairs of tiles in the groups before
+    double shift = 0;         // what all logits are lessened by
+    bool common;              // there is such a constant
+    bool mirrored;            // anchors are keys, and i is a positive of j where j is one of i
+    double size = 1;          // of the gradients: taken out, so that small ones do not become denormal
+    long tile, panels;
+    Real* rooms = nullptr;
+
+    bool own() const { return !call.keys; }
+    Real* real(void* p, long at) const { return static_cast<Real*>(p) + at; }
+    const Real* real(const void* p, long at) const { return static_cast<const Real*>(p) + at; }
+
+    double longest(const void* points, const int64_t* steps, long count) const {
+        double most = 0;
+        for (long g = 0; g < call.groups; ++g)
+            for (long i = 0; i < count; ++i) {
+                const Real* x = real(points, g * steps[0] + i * steps[1]);
+                double length = 0;
+                for (long d = 0; d < call.features; ++d) length += double(x[d * steps[2]]) * x[d * steps[2]];
+                if (!(length <= most)) most = length;  // NaN too
+            }
+        return std::sqrt(most);
+    }
+
+    // The constant with which all exponentials and their sums are normal numbers, if there is one. Logits are within
+    // what was promised, or within the product of the longest vectors.
+    bool find_shift() {
+        double reach;
+        if (call.limit) {
+            reach = *real(call.limit, 0);
+        } else {
+            reach = longest(call.anchors, call.anchor_steps, call.n) * call.scale;
+            reach *= own() ? reach / call.scale : longest(call.keys, call.key_steps, call.m);
+        }
+        double most = 0;
+        for (long j = 0; call.log_weights && j < call.groups * call.m; ++j)
+            if (!call.key_mask || call.key_mask[j]) most = std::max(most, std::abs(double(*real(call.log_weights, j))));
+        reach += most;
+        using Limits = std::numeric_limits<Real>;
+        shift = std::max(0.0, reach + std::log(std::max(call.m, int64_t(1))) - std::log(double(Limits::max())) + MARGIN);
+        return shift <= -std::log(double(Limits::min())) - reach;  // false of NaN
+    }
+
+    bool same_masks() const {
+        if (!call.anchor_mask || !call.key_mask) return call.anchor_mask == call.key_mask;
+        return !std::memcmp(call.anchor_mask, call.key_mask, call.groups * call.n);
+    }
+
+    Side<Real> side(const void* points, const int64_t* steps, long g, long most) {
+        Side<Real> s = {};
+        s.given = real(points, g * steps[0]);
+        s.point_step = steps[1], s.feature_step = steps[2];
+        const long padded = (most + tile - 1) / tile * tile;
+        s.place = memory.take<int64_t>(most), s.id = memory.take<uint64_t>(most);
+        s.rows = memory.take<Real>(padded * panels * kernel.lanes);
+        s.columns = memory.take<Real>(padded * call.features);
+        return s;
+    }
+
+    void make_group(Group<Real>& group, long g) {
+        const long n = call.n, padded = (n + tile - 1) / tile * tile;
+        auto reals = [&](long count) { return memory.take<Real>(count); };
+        Side<Real>& a = group.anchors = side(call.anchors, call.anchor_steps, g, n);
+        group.keys = &a;
+        a.low = memory.take<int64_t>(n), a.high = memory.take<int64_t>(n);
+        for (Kind k : BOTH) {
+            a.sums[k] = memory.take<double>(n);
+            if (!common) a.peak[k] = reals(n);
+            if (call.backward) a.factor[k] = reals(padded);
+        }
+        if (call.backward) a.total = reals(padded);
+        if (call.gradient[0]) a.gradient = real(call.gradient[0], g * n * call.features);
+        if (!mirrored) {
+            group.keys = &group.others;
+            group.others = own() ? side(call.anchors, call.anchor_steps, g, call.m)
+                                 : side(call.keys, call.key_steps, g, call.m);
+            if (own() || call.self_index) a.itself = memory.take<int64_t>(n);
+            const long key_padded = (call.m + tile - 1) / tile * tile;
+            if (call.backward) {
+                Real* zeros = group.others.total = reals(key_padded);
+                std::fill_n(zeros, key_padded, Real(0));
+                group.others.factor[0] = group.others.factor[1] = zeros;
+            }
+            if (call.gradient[1]) group.others.gradient = real(call.gradient[1], g * call.m * call.features);
+            if (own() && call.backward) group.others.gradient = reals(call.m * call.features);
+        }
+        group.keys->offset = reals((call.m + tile - 1) / tile * tile);
+        const long most = (std::max(n, int64_t(call.m)) + tile - 1) / tile;
+        for (auto done : {&group.anchors_done, &group.keys_done}) {
+            *done = memory.take<std::atomic<int>>(most);
+            for (long i = 0; i < most; ++i) new (*done + i) std::atomic<int>(0);
+        }
+        if (mirrored) group.keys_done = group.anchors_done;
+    }
+
+    void sort(Side<Real>& side, const void* ids, const uint8_t* mask, long first, long count) {
+        std::vector<std::pair<uint64_t, int64_t>> order;
+        order.reserve(count);
+        for (long i = 0; i < count; ++i)
+            if (!mask || mask[first + i]) order.emplace_back(read_id(ids, call.id_type, first + i), i);
+        std::sort(order.begin(), order.end());
+        side.count = order.size();
+        for (long i = 0; i < side.count; ++i) side.id[i] = order[i].first, side.place[i] = order[i].second;
+    }
+
+    void find_positives(Group<Real>& group) {
+        const Side<Real>&a = group.anchors, &k = *group.keys;
+        const double reach = call.has_tolerance ? call.tolerance : 0;
+        for (long i = 0, low = 0, high = 0; i < a.count; ++i) {
+            uint64_t least = a.id[i], most = a.id[i];
+            if (reach > 0) least = sortable(as_number(a.id[i]) - reach), most = sortable(as_number(a.id[i]) + reach);
+            while (low < k.count && k.id[low] < least) ++low;
+            while (high < k.count && k.id[high] <= most) ++high;
+            a.low[i] = low, a.high[i] = std::max(low, high);
+        }
+    }
+
+    void find_itself(Group<Real>& group, long g) {
+        const Side<Real>&a = group.anchors, &k = *group.keys;
+        std::vector<int64_t> at(call.m, -1);
+        for (long j = 0; j < k.count; ++j) at[k.place[j]] = j;
+        for (long i = 0; i < a.count; ++i) {
+            const int64_t itself = own() ? a.place[i] : call.self_index[g * call.n + a.place[i]];
+            a.itself[i] = itself < 0 ? -1 : at.at(itself);
+        }
+    }
+
+    void find_factors(const Side<Real>& a, long g) {
+        std::fill_n(a.factor[0], tiles(a.count) * tile, Real(0));
+        std::fill_n(a.factor[1], tiles(a.count) * tile, Real(0));
+        std::fill_n(a.total, tiles(a.count) * tile, Real(0));
+        for (long i = 0; i < a.count; ++i) {
+            const long at = g * call.n + a.place[i];
+            for (Kind k : BOTH) {
+                const double lse = *real(call.lse[k], at), factor = *real(call.upstream[k], at) / size;
+                a.factor[k][i] = Real(common ? factor * std::exp(shift - lse) : factor);
+                if (!common) a.peak[k][i] = Real(lse);
+            }
+            if (call.total) a.total[i] = Real(*real(call.total, at) / size);
+        }
+    }
+
+    long tiles(long count) const { return (count + tile - 1) / tile; }
+
+    void prepare(Group<Real>& group, long g) {
+        Side<Real>&a = group.anchors, &k = *group.keys;
+        sort(a, call.ids, call.anchor_mask, g * call.n, call.n);
+        if (!mirrored) sort(k, own() ? call.ids : call.key_ids, call.key_mask, g * call.m, call.m);
+        find_positives(group);
+        if (a.itself) find_itself(group, g);
+        group.anchor_tiles = tiles(a.count), group.key_tiles = tiles(k.count);
+        const long padded = group.key_tiles * tile;
+        for (long j = 0; j < padded; ++j) {
+            const double weight = j < k.count && call.log_weights ? *real(call.log_weights, g * call.m + k.place[j]) : 0;
+            k.offset[j] = Real(j < k.count ? (weight - shift) * unit() : NEVER);
+        }
+        for (Kind kind : BOTH) {
+            std::fill_n(a.sums[kind], a.count, 0.0);
+            if (!common) std::fill_n(a.peak[kind], a.count, std::numeric_limits<Real>::lowest());
+        }
+        if (call.backward) {
+            find_factors(a, g);
+            if (a.gradient) std::fill_n(a.gradient, call.n * call.features, Real(0));
+            if (k.gradient) std::fill_n(k.gradient, call.m * call.features, Real(0));
+        }
+        for (long i = 0; i < group.anchor_tiles; ++i) kernel.pack(a, i * tile, tile, call.features, Real(call.scale * unit()));
+        if (!mirrored)
+            for (long j = 0; j < group.key_tiles; ++j) kernel.pack(k, j * tile, tile, call.features, Real(call.scale * unit()));
+    }
+
+    void count_tasks() {
+        for (long g = 0; g < call.groups; ++g) {
+            const long i = groups[g].anchor_tiles, j = groups[g].key_tiles;
+            tasks[g + 1] = tasks[g] + (mirrored ? i * (i + 1) / 2 : i * j);
+        }
+    }
+
+    double unit() const { return common ? LOG2_E : 1; }  // of logits
+
+    void compute(long number, Real* room) {
+        const long g = std::upper_bound(tasks.begin(), tasks.end(), number) - tasks.begin() - 1;
+        Group<Real>& group = groups[g];
+        const Side<Real>&a = group.anchors, &k = *group.keys;
+        const Pair p = pair(group.anchor_tiles, group.key_tiles, mirrored, number - tasks[g]);
+        auto &one = group.anchors_done[p.i], &other = group.keys_done[p.j];
+        while (one.load(std::memory_order_acquire) < p.before_i || other.load(std::memory_order_acquire) < p.before_j)
+            std::this_thread::yield();
+        const long top = p.i * tile, first = p.j * tile;
+        const Tile<Real> t = {&a, &k, top, first, std::min(tile, a.count - top), std::min(tile, k.count - first),
+                              call.features, tile, mirrored, Real(size * call.scale), room};
+        (call.backward ? kernel.gradients : kernel.sums)(t);
+        one.fetch_add(1, std::memory_order_release);
+        if (&one != &other) other.fetch_add(1, std::memory_order_release);
+    }
+
+    const Real* row(const Side<Real>& s, long i, long panel) const {
+        return s.rows + ((i / tile * panels + panel) * tile + i % tile) * kernel.lanes;
+    }
+
+    // Sums of positive logits: products with sums of keys, which follow one another as their ranges do.
+    void positive_sums(const Group<Real>& group, std::vector<double>& found) {
+        const Side<Real>&a = group.anchors, &k = *group.keys;
+        const long lanes = kernel.lanes;
+        std::vector<double> window(panels * lanes);
+        long low = 0, high = 0;
+        auto add = [&](long j, double sign) {
+            for (long p = 0; p < panels; ++p) {
+                const Real* x = row(k, j, p);
+                for (long d = 0; d < lanes; ++d) window[p * lanes + d] += sign * x[d];
+            }
+        };
+        for (long i = 0; i < a.count; ++i) {
+            if (a.low[i] >= high) {  // none of those before: start anew, so that nothing is left of them
+                std::fill(window.begin(), window.end(), 0.0);
+                low = high = a.low[i];
+            }
+            for (; high < a.high[i]; ++high) add(high, 1);
+            for (; low < a.low[i]; ++low) add(low, -1);
+            const long itself = mirrored ? i : a.itself ? a.itself[i] : -1;
+            const bool positive = itself >= low && itself < high;
+            double total = 0;
+            for (long p = 0; p < panels; ++p) {
+                const Real *x = row(a, i, p), *y = positive ? row(k, itself, p) : nullptr;
+                for (long d = 0; d < lanes; ++d) total += x[d] * (window[p * lanes + d] - (y ? y[d] : 0));
+            }
+            found[i] = total * call.scale;
+        }
+    }
+
+    void finish(const Group<Real>& group, long g) {
+        const long first = g * call.n;
+        if (call.backward) {
+            const Side<Real>&a = group.anchors, &k = group.others;
+            if (own() && !mirrored)
+                for (long i = 0; i < call.n * call.features; ++i) a.gradient[i] += k.gradient[i];
+            return;
+        }
+        const Real none = -std::numeric_limits<Real>::infinity();
+        for (Kind k : BOTH) {
+            std::fill_n(real(call.lse[k], first), call.n, none);
+            std::fill_n(call.counts[k] + first, call.n, 0);
+        }
+        std::fill_n(real(call.total, first), call.n, Real(0));
+        const Side<Real>& a = group.anchors;
+        std::vector<double> totals(a.count);
+        positive_sums(group, totals);
+        for (long i = 0; i < a.count; ++i) {
+            const long at = first + a.place[i], itself = mirrored ? i : a.itself ? a.itself[i] : -1;
+            const bool positive = itself >= a.low[i] && itself < a.high[i];
+            const long among = a.high[i] - a.low[i];
+            const long counts[2] = {among - positive, group.keys->count - among - (itself >= 0 && !positive)};
+            for (Kind k : BOTH) {
+                call.counts[k][at] = counts[k];
+                const double sum = a.sums[k][i];
+                if (counts[k])
+                    *real(call.lse[k], at) = Real(std::log(sum) + (common ? shift : double(a.peak[k][i])));
+            }
+            if (counts[POSITIVE]) *real(call.total, at) = Real(totals[i]);
+        }
+    }
+
+    void find_size() {
+        size = 0;
+        for (Kind k : BOTH)
+            for (long i = 0; i < call.groups * call.n; ++i)
+                size = std::max(size, std::abs(double(*real(call.upstream[k], i))));
+        if (size == 0) size = 1;
+    }
+
+  public:
+    Solver(const Call& call, const Kernels<Real>& kernel) : call(call), kernel(kernel), groups(call.groups) {
+        common = find_shift();
+        if (!common) shift = 0;
+        mirrored = own() && common && !call.has_tolerance && !call.log_weights && same_masks();
+        if (call.backward) find_size();
+        const long most = std::max(call.n, call.m);
+        auto whole = [](long count, long unit) { return (count + unit - 1) / unit * unit; };
+        tile = std::min(MOST, whole(whole(most, kernel.rows), kernel.lanes));
+        panels = (call.features + kernel.lanes - 1) / kernel.lanes;
+        for (long g = 0; g < call.groups; ++g) make_group(groups[g], g);
+    }
+
+    int solve() {
+        const double work = double(call.groups) * call.n * call.m * call.features;
+        const long threads = std::max(1L, std::min(long(call.threads), long(work / WORK)));
+        rooms = memory.take<Real>(threads * tile * tile);
+        std::fill_n(rooms, threads * tile * tile, Real(0));
+        tasks.resize(call.groups + 1);
+        Team team(threads);
+        return team.run([&](long rank) {
+            team.each(0, call.groups, [&](long g) { prepare(groups[g], g); });
+            team.each(1, 1, [&](long) { count_tasks(); });
+            team.each(2, tasks.back(), [&](long number) { compute(number, rooms + rank * tile * tile); });
+            team.each(3, call.groups, [&](long g) { finish(groups[g], g); });
+        });
+    }
+};
+
+template <class Real>
+int solve(const Call& call) {
+    return Solver<Real>(call, kernels(instruction_set(call.most), Real())).solve();
+}
+
+}  // namespace native
+
+extern "C" {
+// 0, or an `Error`.
+__attribute__((visibility("default"))) int mmgl_solve(const native::Call* call) {
+    try {
+        return call->wide ? native::solve<double>(*call) : native::solve<float>(*call);
+    } catch (...) {
+        return native::NO_MEMORY;
+    }
+}
+
+__attribute__((visibility("default"))) const char* mmgl_instruction_set(int most) { return native::instruction_set(most).name; }
+}
