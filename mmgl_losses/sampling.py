@@ -4,12 +4,15 @@ Point ``i`` of ``m`` stands for the place ``(i + 1/2) / m`` of an axis. A featur
 by this rule, so they always speak of the same place, whatever the sizes.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.autograd import Function, forward_ad
 
 from mmgl_losses import checks
 
@@ -116,12 +119,45 @@ def normalise(x: Tensor) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    checks.floating("x", x)
+    x = checks.floating("x", x)
     x = x if x.dtype == torch.float64 else x.float()
-    largest = torch.linalg.vector_norm(x.detach(), torch.inf, -1, keepdim=True)
-    scaled = x / largest.masked_fill(largest == 0, torch.inf)
-    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled / length.clamp(min=1.0)  # the largest element is 1, but in a zero vector
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return _unit(x)[0]
+    return _Unit.apply(x)[0]  # pyright: ignore[reportIndexIssue]
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors and lengths (..., 1) of x; a zero vector is divided by infinity."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    largest = largest.masked_fill(largest == 0, torch.inf)
+    scaled = x / largest
+    length = (scaled * scaled).sum(-1, keepdim=True).clamp(min=1.0).sqrt()  # at least 1: the largest element is 1
+    return scaled / length, length * largest
+
+
+_unit.__signature__ = inspect.signature(_unit)  # else `apply` works it out at each call
+
+
+class _Unit(Function):
+    """`_unit` with its gradient in few operations: dz = (dx - z <z, dx>) / |x|, d|x| = <z, dx>."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(_unit)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
+        (z, length), (along, outward) = ctx.saved_tensors, grads
+        found = None
+        if along is not None:
+            found = (along - z * (z * along).sum(-1, keepdim=True)) / length
+        if outward is not None:  # of second derivatives
+            found = outward * z if found is None else found + outward * z
+        return found
 
 
 def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[int]) -> Tensor:

@@ -176,5 +176,5 @@ def pair_terms(
 def terms(problem: Problem, impl: str) -> PairTerms:
     """The terms (G, N) of a problem that is checked."""
     positives, negatives, total, *counts = operation.contrast(problem, impl)
-    itself = problem.anchors.square().sum(-1)
+    itself = (problem.anchors * problem.anchors).sum(-1)
     return PairTerms(positives, negatives, total, itself if problem.scale == 1.0 else itself * problem.scale, *counts)

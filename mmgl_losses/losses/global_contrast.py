@@ -270,7 +270,7 @@ def _ids(instances: object, keys: object, x: Tensor, options: GlobalOptions) -> 
         raise ValueError(message("`instances` beside `tolerance`", "None", cure))
     half = rows // 2
     numbers = distributed.own_numbers(half, x.device) if options.gather else torch.arange(half, device=x.device)
-    return numbers.repeat(2).expand(len(x), -1)
+    return torch.cat([numbers, numbers]).expand(len(x), -1)
 
 
 def _unit_keys(
