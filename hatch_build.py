@@ -32,8 +32,8 @@ def compiler() -> str | None:
     )
 
 
-def build(root: Path, out: Path, *extra: str) -> str:
-    """Build the library into `out`; what there is then, in one line."""
+def build(root: Path, out: Path, *extra: str, program: Path | None = None) -> str:
+    """Build the library, or a program that includes `engine.cpp`, into `out`; what there is then, in one line."""
     cxx = compiler()
     if cxx is None:
         out.unlink(missing_ok=True)
@@ -42,16 +42,16 @@ def build(root: Path, out: Path, *extra: str) -> str:
     sets = SETS.get(target.partition("-")[0], {"base": ()})
     with TemporaryDirectory() as work:
         units = {
-            "engine": ("engine.cpp", ()),
-            **{name: ("tiles.cpp", (f"-DISA={name}", *f)) for name, f in sets.items()},
+            "engine": (program or source / "engine.cpp", ()),
+            **{name: (source / "tiles.cpp", (f"-DISA={name}", *f)) for name, f in sets.items()},
         }
         running = []
         for name, (file, flags) in units.items():
-            command = [cxx, *COMPILE, *extra, *flags, "-c", str(source / file), "-o", f"{work}/{name}.o"]
+            command = [cxx, *COMPILE, *extra, *flags, "-c", str(file), "-o", f"{work}/{name}.o"]
             running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         said = [process.communicate()[0] for process in running]
         objects = [f"{work}/{name}.o" for name in units]
-        link = [cxx, *LINK, *extra, *objects, "-o", f"{work}/engine.so"]
+        link = [cxx, *(LINK if program is None else LINK[1:]), *extra, *objects, "-o", f"{work}/engine.so"]
         linked = subprocess.run(link, capture_output=True, text=True, check=False)
         if linked.returncode:
             out.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""``python -m tests.sanitize``: the tests of the native engine with the library built under sanitizers of g++ or clang.
+"""``python -m tests.sanitize``: the native engine under the sanitizers of g++ or clang++.
 
-AddressSanitizer and UndefinedBehaviorSanitizer first, ThreadSanitizer next: any report ends the process. The usual
-library is built again at the end.
+The tests run with the library built under AddressSanitizer and UndefinedBehaviorSanitizer; then a program, without Python
+and torch, runs under ThreadSanitizer. Any report ends the process. The usual library is built again at the end.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hatch_build
 
@@ -16,28 +17,17 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / hatch_build.LIBRARY
 FLAGS = ("-g", "-O1", "-fno-omit-frame-pointer")
 TESTS = ("tests/test_native.py", "tests/test_contrast.py", "tests/test_known_pairs.py")
-SANITIZERS = {
-    "address": (("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), "libasan.so", "native"),
-    "thread": (("-fsanitize=thread",), "libtsan.so", "native and (threads or derivative or layout)"),
-}
-# Python itself leaves memory at the end; memory is measured elsewhere, and torch's own processes are no part of it.
-OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0",
-    "TSAN_OPTIONS": "halt_on_error=1 report_signal_unsafe=0",
-    "OMP_NUM_THREADS": "1",
-}
 
 
-def run(name: str) -> int:
-    """The exit status of the tests under one sanitizer."""
-    flags, runtime, chosen = SANITIZERS[name]
-    cxx = hatch_build.compiler()
-    print(hatch_build.build(ROOT, LIBRARY, *FLAGS, *flags), flush=True)
-    if cxx is None or not LIBRARY.exists():
-        return 1
+def addresses(cxx: str) -> int:
+    """The exit status of the tests; what Python itself leaves at its end is no concern, and memory is measured elsewhere."""
+    print(
+        hatch_build.build(ROOT, LIBRARY, *FLAGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        flush=True,
+    )
     find = [
-        subprocess.check_output([cxx, f"-print-file-name={file}"], text=True).strip()
-        for file in (runtime, "libstdc++.so")
+        subprocess.check_output([cxx, f"-print-file-name={x}"], text=True).strip()
+        for x in ("libasan.so", "libstdc++.so")
     ]
     command = [
         sys.executable,
@@ -50,23 +40,37 @@ def run(name: str) -> int:
         "no:cacheprovider",
         *TESTS,
         "-k",
-        f"{chosen} and not memory",
+        "native and not memory",
     ]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **OPTIONS, "LD_PRELOAD": ":".join(find)}, check=False
-    ).returncode
+    more = {"ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1", "LD_PRELOAD": ":".join(find)}
+    try:
+        return subprocess.run(command, cwd=ROOT, env={**os.environ, **more}, check=False).returncode
+    finally:
+        print(hatch_build.build(ROOT, LIBRARY))
+
+
+def threads(cxx: str) -> int:
+    """The exit status of the program."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "threads"
+        print(
+            hatch_build.build(ROOT, out, *FLAGS, "-fsanitize=thread", program=ROOT / "tests/native_threads.cpp"),
+            flush=True,
+        )
+        return subprocess.run([out], env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}, check=False).returncode
 
 
 def main() -> int:
     """Run them; 1 where something was reported."""
+    sanitizers = {"addresses": addresses, "threads": threads}
     parser = argparse.ArgumentParser(prog="python -m tests.sanitize", description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(SANITIZERS), help=f"of {', '.join(SANITIZERS)}")
-    names = parser.parse_args().names
-    try:
-        failed = [name for name in names if run(name)]
-    finally:
-        print(hatch_build.build(ROOT, LIBRARY))
-    print(f"reports or failures under: {', '.join(failed) or 'none'}")
+    parser.add_argument("names", nargs="*", default=list(sanitizers), help=f"of {', '.join(sanitizers)}")
+    names, cxx = parser.parse_args().names, hatch_build.compiler()
+    if cxx is None:
+        print("there is no C++ compiler")
+        return 1
+    failed = [name for name in names if sanitizers[name](cxx)]
+    print(f"reports or failures: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
 

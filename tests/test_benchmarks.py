@@ -174,16 +174,21 @@ def test_results_survive_the_file(tmp_path):
 
 
 def test_bars_know_met_from_missed():
-    rows = [row("auto", n, 1.0, peak_mib=60.0) for n in (400, 1600, 6400, 25600)]
-    rows += [row("plain", n, 15.0) for n in (400, 1600, 6400)] + [row("plain, compiled", 400, 2.0)]
-    rows += [row("two products", n, 0.7) for n in (1600, 6400)]
-    rows += [row("ours", 160, 1.0, "step"), row("network", 160, 0.85, "step"), row("plain", 160, 2.0, "step")]
+    rows = [row("auto", n, 1.0, peak_mib=30.0) for n in (400, 1600, 6400, 25600)]
+    rows += [row("plain", n, 22.5 if n == 1600 else 15.0) for n in (400, 1600, 6400)] + [
+        row("plain, compiled", 400, 2.0)
+    ]
+    rows += [row("auto, SupCon", n, 1.0) for n in (400, 1600)] + [row("SupContrast style", n, 6.0) for n in (400, 1600)]
+    rows += [row("two products", n, 1.25) for n in (1600, 6400)]
+    rows += [row("ours", 160, 1.0, "step"), row("network", 160, 0.95, "step"), row("plain", 160, 2.0, "step")]
     found = {bar.what: bar for bar in bars.timed(rows)}
     met = {what: bar.met for what, bar in found.items()}
     assert met["local loss, n = 1600: times faster than plain"]
     assert not met["local loss, n = 6400: times faster than plain"]
     assert not met["local loss, n = 400: times faster than plain, compiled"]
     assert not met["local loss, n = 1600: times faster than plain, compiled"]  # not measured
+    assert met["local loss, n = 400: times faster than the best peer"]
+    assert not met["local loss, n = 1600: times faster than the best peer"]
     assert met["local loss, n = 25600: MiB above the inputs"]
     assert met["decoder pre-training: share of heads and loss"]
     assert not met["decoder pre-training: times faster than plain after the head"]

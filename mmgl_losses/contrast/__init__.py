@@ -101,8 +101,8 @@ def pair_logsumexp(
         bound: a promise that ``|anchor · key| <= bound`` (1 for unit vectors). With it, one constant shift keeps
             exp in range down to small temperatures, instead of a maximum for each row.
         impl: ``"reference"`` forms all pairs (memory N·M); ``"tiled"`` is exact with memory linear in N and M;
-            ``"fused"`` is the latter in Triton kernels, for CUDA, where they have not been run yet; ``"auto"``
-            picks between the first two by size.
+            ``"native"`` is that in C++ on the CPU, where it was built; ``"fused"`` in Triton kernels, for CUDA, where
+            they have not been run yet; ``"auto"`` picks ``"native"``, or one of the first two by size.
         precision: the type in which ``"fused"`` multiplies features, the anchors' own by default: in ``bfloat16`` and
             ``float16`` tensor cores are fastest. Features are scaled first and rounded once; sums are float32.
 
