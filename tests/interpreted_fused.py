@@ -4,6 +4,7 @@ The interpreter multiplies bfloat16 wrongly and sees neither races nor speed: th
 """
 
 import itertools
+import math
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -206,6 +207,14 @@ def test_no_overflow_at_tiny_temperatures(bound):
     torch.testing.assert_close(result.positives, torch.full((40,), 500.0) + torch.tensor(19.0).log())
     torch.testing.assert_close(result.negatives, torch.full((40,), -500.0) + torch.tensor(20.0).log())
     assert z.grad.isfinite().all()
+
+
+def test_many_equal_vectors_do_not_overflow():
+    """Every logit is 84, and a sum of exponentials is 255 e^84, beyond float32."""
+    z = torch.nn.functional.one_hot(torch.zeros(256, dtype=torch.long), 4).float()
+    with tiles(64, 64):
+        got = pair_logsumexp(z, torch.zeros(256), temperature=1 / 84, bound=1.0, impl="fused")
+    torch.testing.assert_close(got.positives, torch.full((256,), 84 + math.log(255)))
 
 
 def test_weights_count_in_the_range():

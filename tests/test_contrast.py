@@ -167,6 +167,44 @@ def test_gradcheck(impl, bound, separate):
         assert torch.autograd.gradcheck(run, (z, k, temperature))
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_temperature_that_is_a_tensor_is_that_number(impl, separate):
+    z, ids = torch.randn(7, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 2, 0, 1, 2])
+    keys = {"keys": z.flip(0), "key_ids": ids} if separate else {}
+    number = pair_terms(z, ids, temperature=0.3, impl=impl, **keys)
+    tensor = pair_terms(z, ids, temperature=torch.tensor(0.3, dtype=torch.float64), impl=impl, **keys)
+    torch.testing.assert_close(tuple(tensor), tuple(number))
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("ids", [[0, 0, 1, 2], [0, 0, 0, 0]], ids=["no positives", "no negatives"])
+def test_what_arrives_in_rows_without_pairs_goes_no_further(impl, ids):
+    """Their log-sum-exp is -inf, and what is computed from that may well send NaN back."""
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    terms = pair_terms(z, torch.tensor(ids), temperature=0.5, impl=impl)
+    empty = terms.n_positives == 0, terms.n_negatives == 0, terms.n_positives == 0
+    upstream = [torch.where(none, torch.nan, torch.ones_like(x)) for none, x in zip(empty, terms, strict=False)]
+    (grad,) = torch.autograd.grad(terms[:3], z, upstream)
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_second_derivatives_are_right_or_refused(impl):
+    """A gradient that comes without a graph of its own would silently be a constant to whoever differentiates it."""
+    z = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(z):
+        return pair_logsumexp(z, torch.tensor([0, 1, 1, 2, 0, 1, 2]), temperature=0.5, impl=impl)[:2]
+
+    if impl == "reference":
+        assert torch.autograd.gradgradcheck(run, (z,))
+        return
+    (grad,) = torch.autograd.grad(sum(x.sum() for x in run(z)), z, create_graph=True)
+    with pytest.raises(NotImplementedError, match="impl='reference' for second derivatives"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("masked", ["none", "keys", "anchors", "both", "apart", "all"])
 @pytest.mark.parametrize("elements", [1, 10, 80, 1 << 20])
 @pytest.mark.parametrize("classes", [1, 4])

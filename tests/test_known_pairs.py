@@ -41,15 +41,16 @@ def test_many_equal_vectors_do_not_overflow(impl, ids):
 
 
 @pytest.mark.parametrize("rows", [4, 64])
-def test_weighted_keys_among_themselves_in_many_tiles(rows, monkeypatch):
-    """W + Wᵀ of mirrored tiles, against the formula in float64 written out over all pairs."""
+@pytest.mark.parametrize("bound", [1.0, None], ids=["shift", "maxima"])
+def test_weighted_keys_among_themselves_in_many_tiles(rows, bound, monkeypatch):
+    """W + Wᵀ, of mirrored tiles where a shift allows them, against the formula in float64 written out over all pairs."""
     monkeypatch.setattr(tiles, "ROWS", rows)
     monkeypatch.setattr(tiles, "COLUMNS", 2 * rows)
     n = 60
     z = torch.nn.functional.normalize(torch.randn(n, 5, dtype=torch.float64), dim=1).requires_grad_()
     ids, log_weights = torch.arange(n) % 3, torch.randn(n, dtype=torch.float64)
     factor = torch.rand(2, n, dtype=torch.float64)
-    terms = pair_terms(z, ids, temperature=0.3, key_log_weights=log_weights, bound=1.0, impl="tiled")
+    terms = pair_terms(z, ids, temperature=0.3, key_log_weights=log_weights, bound=bound, impl="tiled")
     got = torch.autograd.grad((factor[0] * terms.positive_lse - factor[1] * terms.negative_lse).sum(), z)
     logits, lost = z @ z.T / 0.3 + log_weights, torch.tensor(-math.inf, dtype=torch.float64)
     same, other = ids == ids[:, None], ~torch.eye(n, dtype=torch.bool)

@@ -144,6 +144,22 @@ def test_progress_is_weighted():
     assert loss.diagnose({"done": perfect, "chance": collapsed}, LABELS).progress == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("make", "shape", "rest"),
+    [
+        (MultiScaleGlobalContrast, (4, 8), ()),
+        (MultiScaleLocalSupCon, (2, 3, 16, 16), (LABELS,)),
+        (DeepSupervisionDice, (2, 3, 16, 16), (LABELS,)),
+    ],
+)
+def test_diagnostics_hold_the_weight_and_the_loss_of_each_level(make, shape, rest):
+    weights, levels = {"a": 0.3, "b": 0.7}, {"a": torch.randn(shape), "b": torch.randn(shape)}
+    result = make(weights=weights).diagnose(levels, *rest)
+    assert [level.weight for level in result.levels] == [0.3, 0.7]
+    for key, level in zip("ab", result.levels, strict=True):
+        assert level.loss == pytest.approx(make(weights={key: 1.0})({key: levels[key]}, *rest).item(), rel=1e-5)
+
+
 def test_diagnostics_of_nothing():
     loss = MultiScaleLocalSupCon(weights=(1.0,), ignore_index=7)
     result = loss.diagnose([torch.randn(2, 3, 4, 4)], torch.full((2, 4, 4), 7))

@@ -1,56 +1,45 @@
 """``python -m tests.mutants``: plant every fault, one at a time, and demand that its tests fail."""
 
 import argparse
+import gc
 import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
-from tests.mutants.table import MUTANTS, Mutant
+from tests.mutants.planting import ROOT, Place, Rule, places
+from tests.mutants.rules import RULES
 
-ROOT = Path(__file__).parent.parent.parent
 KILLED, SURVIVED, BROKEN = "killed", "survived", "does not run"
 
 
-def place(mutant: Mutant, root: Path = ROOT) -> Path:
-    """The file that holds the text of a fault; exactly one does, exactly once."""
-    package = root / "mmgl_losses"
-    files = [path for path in sorted(package.rglob("*.py")) if str(path.relative_to(package)).startswith(mutant.where)]
-    counts = {path: path.read_text().count(mutant.old) for path in files}
-    if sum(counts.values()) != 1:
-        raise LookupError(
-            f"{mutant.where}: {sum(counts.values())} times instead of once: {mutant.old!r} ({mutant.what})"
-        )
-    return next(path for path, count in counts.items() if count)
-
-
-def run(tests: Collection[str], env: Mapping[str, str], mutant: Mutant | None = None) -> str:
+def run(tests: Collection[str], env: Mapping[str, str], place: Place | None = None) -> str:
     """Run tests on a copy of the package, with a fault planted in it: the verdict.
 
-    In a fork of this process, which has torch and pytest ready and has never seen the package.
+    In a fork of this process, which has torch, hypothesis and pytest ready and has never seen the package.
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for name in ("mmgl_losses", "tests", "benchmarks", "docs"):
-            ignored = shutil.ignore_patterns("__pycache__", "examples", "networks", "results", "images", "_build")
+            ignored = shutil.ignore_patterns("examples", "results", "images", "_build")
             shutil.copytree(ROOT / name, copy / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", copy)
-        if mutant is not None:
-            path = copy / place(mutant).relative_to(ROOT)
-            path.write_text(path.read_text().replace(mutant.old, mutant.new))
+        if place is not None:
+            (copy / place.path).write_text(place.code())
         child = multiprocessing.get_context("fork").Process(target=_pytest, args=(copy, tests, env))
         child.start()
         child.join()
-        if mutant is None and child.exitcode:
+        if place is None and child.exitcode:
             print((copy / "said").read_text()[-4000:])
     return {0: SURVIVED, 1: KILLED}.get(99 if child.exitcode is None else child.exitcode, BROKEN)
 
@@ -62,10 +51,11 @@ def _pytest(copy: Path, tests: Collection[str], env: Mapping[str, str]) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "mmgl_losses", "benchmarks")]:
         del sys.modules[name]
     sys.path[:] = [str(copy), *(path for path in sys.path if path and Path(path).resolve() != ROOT)]
+    gc.freeze()  # pytest collects garbage several times, and all of torch is none
     said = os.open(copy / "said", os.O_WRONLY | os.O_CREAT)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+    options = ["-x", "-q", "--tb=line", "--assert=plain", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
     code = 99
     try:
         result = int(pytest.main([*options, *tests]))
@@ -75,46 +65,57 @@ def _pytest(copy: Path, tests: Collection[str], env: Mapping[str, str]) -> None:
         os._exit(code)
 
 
-def _healthy(chosen: list[Mutant]) -> list[tuple[Mapping[str, str], list[str]]]:
-    """All tests of the chosen faults, once for each environment: without a fault they must pass."""
-    kinds = {tuple(mutant.env.items()) for mutant in chosen}
+def _healthy(chosen: list[Rule]) -> list[tuple[Mapping[str, str], list[str]]]:
+    """All tests of the chosen rules, once for each environment: without a fault they must pass."""
+    kinds = {tuple(rule.env.items()) for rule in chosen}
     return [
-        (dict(kind), sorted({t for m in chosen if tuple(m.env.items()) == kind for t in m.tests})) for kind in kinds
+        (dict(kind), sorted({t for r in chosen if tuple(r.env.items()) == kind for t in r.tests})) for kind in kinds
     ]
+
+
+def _row(rule: Rule, verdicts: list[tuple[Place, str]]) -> str:
+    """A row of the table: where the fault was planted, how often it was noticed, and by whom."""
+    where = Counter(place.module for place, _ in verdicts)
+    modules = ", ".join(f"`{module}`" + (f" ({count})" if count > 1 else "") for module, count in where.items())
+    killed = sum(verdict == KILLED for _, verdict in verdicts)
+    tests = ", ".join(f"`{test.removeprefix('tests/')}`" for test in rule.tests)
+    what = rule.what.replace("|", r"\|")
+    return f"| {what} | {modules} | {killed} of {len(verdicts)} | {tests} |"
 
 
 def main() -> int:
     """Plant faults and print a table; 1 where one survives."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("words", nargs="*", help="only faults whose place or description holds one of these")
+    parser.add_argument("words", nargs="*", help="only rules whose sentence holds one of these")
     parser.add_argument("--jobs", type=int, default=2, help="how many at once")
     parser.add_argument("--markdown", type=Path, help="write the table here, between its markers")
     options = parser.parse_args()
-    chosen = [m for m in MUTANTS if not options.words or any(word in f"{m.where} {m.what}" for word in options.words)]
-    for mutant in chosen:
-        place(mutant)
+    chosen = [rule for rule in RULES if not options.words or any(word in rule.what for word in options.words)]
+    planted = [place for rule in chosen for place in places(rule)]
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, hypothesis {version('hypothesis')}, {len(chosen)} faults", flush=True)
-    start, lines, left = time.perf_counter(), [], []
+    pytest.main(["--version"])  # loads the plug-ins of pytest once, for all forks
+    print(f"torch {torch.__version__}, hypothesis {hypothesis.__version__}", flush=True)
+    start, verdicts = time.perf_counter(), {}
     with ThreadPoolExecutor(options.jobs) as pool:
+        planting = pool.map(lambda place: run(place.rule.tests, place.rule.env, place), planted)
         sound = [pool.submit(run, tests, env) for env, tests in _healthy(chosen)]
-        for mutant, verdict in zip(chosen, pool.map(lambda m: run(m.tests, m.env, m), chosen), strict=True):
-            noticed = ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutant.tests)
-            what = mutant.what.replace("|", r"\|")
-            lines.append(f"| `{mutant.where}` | {what} | {verdict} | {noticed} |")
-            left += [mutant] if verdict != KILLED else []
-            print(f"{verdict:<13} {mutant.where:<22} {mutant.what}", flush=True)
+        for place, verdict in zip(planted, planting, strict=True):
+            verdicts.setdefault(place.rule.what, []).append((place, verdict))
+            seconds = time.perf_counter() - start
+            print(f"{seconds:5.0f} s  {verdict:<13} {place.module}:{place.line}  {place.rule.what}", flush=True)
         if any(verdict.result() != SURVIVED for verdict in sound):
             print("The tests fail without a fault: nothing is proved.")
             return 2
-    print(f"{len(chosen) - len(left)} of {len(chosen)} killed in {time.perf_counter() - start:.0f} s")
+    killed = sum(verdict == KILLED for of_rule in verdicts.values() for _, verdict in of_rule)
+    head = f"{len(chosen)} rules, planted in {len(planted)} places: {killed} of {len(planted)} faults are noticed."
+    print(head)
     if options.markdown is not None:
         begin, end = "<!-- mutants -->", "<!-- /mutants -->"
-        text = options.markdown.read_text()
-        head = f"{len(chosen) - len(left)} of {len(chosen)} faults are noticed.\n\n| where | fault | verdict | tests |\n|---|---|---|---|"
-        before, _, rest = text.partition(begin)
-        options.markdown.write_text("\n".join([before + begin, "", head, *lines, "", end]) + rest.partition(end)[2])
-    return 1 if left else 0
+        before, _, rest = options.markdown.read_text().partition(begin)
+        lines = [_row(rule, verdicts[rule.what]) for rule in chosen]
+        table = [head, "", "| fault | planted in | noticed | tests |", "|---|---|---|---|", *lines]
+        options.markdown.write_text("\n".join([before + begin, "", *table, "", end]) + rest.partition(end)[2])
+    return 0 if killed == len(planted) else 1
 
 
 if __name__ == "__main__":
