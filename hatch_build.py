@@ -51,7 +51,8 @@ def build(root: Path, out: Path, *extra: str, program: Path | None = None) -> st
             running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         said = [process.communicate()[0] for process in running]
         objects = [f"{work}/{name}.o" for name in units]
-        link = [cxx, *(LINK if program is None else LINK[1:]), *extra, *objects, "-o", f"{work}/engine.so"]
+        lean = () if extra else ("-s",)  # without the names of what is inside
+        link = [cxx, *(LINK if program is None else LINK[1:]), *lean, *extra, *objects, "-o", f"{work}/engine.so"]
         linked = subprocess.run(link, capture_output=True, text=True, check=False)
         if linked.returncode:
             out.unlink(missing_ok=True)

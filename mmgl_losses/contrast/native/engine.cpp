@@ -211,8 +211,8 @@ class Solver {
         if (call.limit) {
             reach = *real(call.limit, 0);
         } else {
-            reach = longest(call.anchors, call.anchor_steps, call.n) * call.scale;
-            reach *= own() ? reach / call.scale : longest(call.keys, call.key_steps, call.m);
+            const double one = longest(call.anchors, call.anchor_steps, call.n);
+            reach = one * (own() ? one : longest(call.keys, call.key_steps, call.m)) * call.scale;
         }
         double most = 0;
         for (long j = 0; call.log_weights && j < call.groups * call.m; ++j)
