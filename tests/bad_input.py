@@ -357,6 +357,7 @@ wrong_value("Expected `channels[1]` to be an integer of at least 1, got 0.", UNe
 wrong_type("Expected `channels[0]` to be an integer of at least 1, got 2.5 of type float.", UNet, channels=(2.5, 4))
 wrong_value("Expected `spatial_dims` to be one of 2, 3, got 4.", UNet, spatial_dims=4)
 wrong_type("Expected `spatial_dims` to be one of 2, 3, got 2.0 of type float.", UNet, spatial_dims=2.0)
+wrong_type("Expected `spatial_dims` to be one of 2, 3, got True of type bool.", UNet, spatial_dims=True)
 wrong_type("Expected `spatial_dims` to be one of 2, 3, got '2' of type str.", UNet, spatial_dims="2")
 wrong_value("Expected `norm` to be one of 'instance', 'batch', got 'instnce'. Did you mean 'instance'?", UNet, norm="instnce")
 wrong_type("Expected `norm` to be one of 'instance', 'batch', got <class 'torch.nn.modules.batchnorm.BatchNorm2d'> of type type.", UNet, norm=nn.BatchNorm2d)

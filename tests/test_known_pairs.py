@@ -71,6 +71,8 @@ def test_few_classes_in_many_strips(strip, monkeypatch):
     z = torch.nn.functional.one_hot(ids, 4).double().requires_grad_()
     terms = pair_terms(z, ids, temperature=temperature, bound=1.0, impl="tiled")
     n = k * m
+    assert terms.n_positives.tolist() == [m - 1] * n
+    assert terms.n_negatives.tolist() == [(k - 1) * m] * n
     torch.testing.assert_close(terms.positive_lse, torch.full((n,), 1 / temperature + math.log(m - 1)).double())
     torch.testing.assert_close(terms.negative_lse, torch.full((n,), math.log((k - 1) * m)).double())
     (grad,) = torch.autograd.grad(terms.positive_lse.sum() - 0.5 * terms.negative_lse.sum(), z)
