@@ -10,9 +10,9 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.markup import escape
 
-from examples.mmwhs import config
-from examples.mmwhs.methods import built_in, load, load_all
-from mmgl_losses import checks
+from examples.mmwhs.messages import integer, message, one_of
+from examples.mmwhs.train import config
+from examples.mmwhs.train.methods import built_in, load, load_all
 
 DEFAULTS = config.Compute()
 # The rows of the paper's Table 1 and what stands beside them; the bars of its Fig. 3.
@@ -134,7 +134,7 @@ def seeds_of(texts: Iterable[str]) -> list[int]:
     for text in texts:
         first, dots, last = text.partition("..")
         if not first.isdecimal() or (dots and not last.isdecimal()):
-            raise ValueError(checks.message("`seeds` like 3 or 0..4", repr(text)))
+            raise ValueError(message("`seeds` like 3 or 0..4", repr(text)))
         found |= dict.fromkeys(range(int(first), int(last if dots else first) + 1))
     return list(found)
 
@@ -159,7 +159,7 @@ def settings(args: Namespace, method: str, data: str) -> config.Run:
 
 def do_phantom(args: Namespace, console: Console) -> None:
     """Writes a phantom."""
-    from examples.mmwhs.phantom import write_phantom
+    from examples.mmwhs.data.phantom import write_phantom
 
     shape = {} if args.shape is None else {"shape": args.shape}
     write_phantom(args.out, volumes=args.volumes, seed=args.seed, **shape)
@@ -168,8 +168,8 @@ def do_phantom(args: Namespace, console: Console) -> None:
 
 def do_run(args: Namespace, console: Console) -> None:
     """Trains one method."""
-    from examples.mmwhs.demo import table
-    from examples.mmwhs.run import run
+    from examples.mmwhs.study.demo import table
+    from examples.mmwhs.train.run import run
 
     chosen = settings(args, args.method, args.data)
     name = f"{Path(chosen.data).name}-{Path(args.method).stem}-{chosen.labels}-{args.seed}"
@@ -182,7 +182,7 @@ def do_run(args: Namespace, console: Console) -> None:
 
 def do_demo(args: Namespace, console: Console) -> None:
     """Trains the methods side by side."""
-    from examples.mmwhs.demo import demo
+    from examples.mmwhs.study.demo import demo
 
     methods = {Path(name).stem: partial(settings, args, name) for name in args.methods}
     name = "phantom" if args.data is None else Path(args.data).resolve().name
@@ -191,8 +191,8 @@ def do_demo(args: Namespace, console: Console) -> None:
 
 def do_table(args: Namespace, console: Console) -> int:
     """Trains what is missing of a table and reports on all of it."""
-    from examples.mmwhs import plan, progress, tablereport
-    from examples.mmwhs.table import State, make
+    from examples.mmwhs.study import plan, progress, tablereport
+    from examples.mmwhs.study.table import State, make
 
     data = str(Path(args.data).resolve())
     out = args.out or Path("runs") / f"table-{Path(data).name}"
@@ -209,8 +209,8 @@ def do_table(args: Namespace, console: Console) -> int:
         cache=out / "cache",
     )
     if args.baseline is not None:
-        checks.one_of("baseline", args.baseline, methods)
-    jobs = checks.integer("jobs", args.jobs, least=1)
+        one_of("baseline", args.baseline, methods)
+    jobs = integer("jobs", args.jobs, least=1)
     with progress.View(planned, folders, console) as view:
         state = State(total=0) if args.report else make(planned, folders, count=jobs, show=view.show)
     view.conclude(state)
@@ -224,7 +224,7 @@ def do_table(args: Namespace, console: Console) -> int:
 
 def do_probe(args: Namespace, console: Console) -> None:
     """Probes the stages of a run."""
-    from examples.mmwhs.probe import probe
+    from examples.mmwhs.study.probe import probe
 
     for stage, levels in probe(args.run).items():
         scores = ", ".join(f"{level} {'–' if dice is None else f'{dice:.3f}'}" for level, dice in levels.items())
@@ -234,7 +234,7 @@ def do_probe(args: Namespace, console: Console) -> None:
 
 def do_predict(args: Namespace, console: Console) -> None:
     """Segments a volume."""
-    from examples.mmwhs.predict import predict
+    from examples.mmwhs.train.predict import predict
 
     predict(args.checkpoint, args.image, args.out, overwrite=args.overwrite)
     console.print(f"Wrote {args.out}")
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         said = str(error)
     except OSError as error:
-        said = checks.message("files that can be read and written", str(error))
+        said = message("files that can be read and written", str(error))
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(said)}")
     return 2
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import torch
 from filelock import FileLock, Timeout
 
-from mmgl_losses.checks import message
+from examples.mmwhs.messages import message
 
 LOCK = ".lock"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -1,6 +1,5 @@
 """Numbers of a table, against scipy and by hand; and the paper's own."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from examples.mmwhs import compare
 from examples.mmwhs.__main__ import ABLATION, TABLE
-from examples.mmwhs.compare import Grid, difference, labelled_text, stuck
+from examples.mmwhs.study import compare, tablereport
+from examples.mmwhs.study.compare import Grid, difference, labelled_text, stuck
 
 
 def result(name: str, asked: float, seed: int, dice: float | None, **more: Any) -> dict[str, Any]:
@@ -75,7 +74,7 @@ def test_stuck_runs(losses: list[float], dead: float, said: list[str]) -> None:
 
 
 def test_the_paper_is_transcribed() -> None:
-    paper = yaml.safe_load((Path(compare.__file__).parent / "paper.yaml").read_text())
+    paper = yaml.safe_load(tablereport.PAPER.read_text())
     assert list(paper["table"]) == TABLE
     assert list(paper["ablation"]) == ABLATION
     cells = {(name, count): cell for name, row in paper["table"].items() for count, cell in row.items()}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.mmwhs import config, methods
 from examples.mmwhs.__main__ import parser, settings
-from examples.mmwhs.augment import AUGMENTATIONS
+from examples.mmwhs.data.augment import AUGMENTATIONS
+from examples.mmwhs.train import config, methods
 from mmgl_losses import UNet
 
 METHODS = {name: methods.load(config.Method, name) for name in methods.built_in(config.Method)}

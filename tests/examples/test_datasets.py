@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.mmwhs.datasets import PLANES, Case, Dataset, Description, load_volume, open_dataset
-from examples.mmwhs.volumes import open_grid, to_original
+from examples.mmwhs.data.datasets import PLANES, Case, Dataset, Description, load_volume, open_dataset
+from examples.mmwhs.data.volumes import open_grid, to_original
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = (4, 5, 6)

@@ -13,15 +13,19 @@ import pytest
 import torch
 from filelock import FileLock
 
-from examples.mmwhs import checkpoints, config, files, progress, table, training, work
-from examples.mmwhs import demo as demo_module
-from examples.mmwhs import run as module
+from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
-from examples.mmwhs.module import StageModule
-from examples.mmwhs.plan import Folders, Task
-from examples.mmwhs.run import run
-from examples.mmwhs.setup import Setup
-from examples.mmwhs.training import StepSampler, curves
+from examples.mmwhs.study import demo as demo_module
+from examples.mmwhs.study import progress, table
+from examples.mmwhs.study import workers as work
+from examples.mmwhs.study.plan import Folders, Task
+from examples.mmwhs.train import checkpoints, config
+from examples.mmwhs.train import fit as training
+from examples.mmwhs.train import run as module
+from examples.mmwhs.train.fit import StepSampler, curves
+from examples.mmwhs.train.run import run
+from examples.mmwhs.train.setup import Setup
+from examples.mmwhs.train.stage import StageModule
 from tests.examples.test_table import planned
 from tests.examples.tiny import settings, write_tree
 from tests.faults.subjects import SHORT, plain, timeless

@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from examples.mmwhs import config, files, methods, setup
-from examples.mmwhs import run as module
+from examples.mmwhs import files
 from examples.mmwhs.__main__ import ABLATION, BESIDE, TABLE, seeds_of
-from examples.mmwhs.augment import Augment, Settings
-from examples.mmwhs.components import MomentumQueue
-from examples.mmwhs.module import StageModule
+from examples.mmwhs.data.augment import Augment, Settings
+from examples.mmwhs.train import config, methods, setup
+from examples.mmwhs.train import run as module
+from examples.mmwhs.train.components import MomentumQueue
+from examples.mmwhs.train.stage import StageModule
 from mmgl_losses import UNet
 from tests.examples.tiny import SCALE, settings, write_tree
 
-HERE = methods.HERE
-SMALL = HERE / "methods64.yaml"
+HERE = methods.HERE / "experiments" / "acdc64"
+SMALL = HERE / "methods.yaml"
 NET = partial(UNet, 1, 3, channels=(4, 8, 8, 8, 8), norm="batch")
 KNOWN = methods.load_all(methods.built_in(config.Method))
 
@@ -68,7 +69,7 @@ def test_the_files_for_small_slices_change_one_thing_each() -> None:
     variants = methods.load_all([HERE / "variants.yaml"])
     assert variants["mmgl"] == small["mmgl"]
     assert len({str(method.stages) for method in variants.values()}) == len(variants)
-    others = methods.load_all([HERE / "others64.yaml"])
+    others = methods.load_all([HERE / "others.yaml"])
     assert not set(others) & set(small)
     for name, base in (("mmgl_all_labels", "mmgl"), ("semicontrast_all_labels", "semicontrast")):
         before, local, after = others[name].stages
@@ -77,7 +78,7 @@ def test_the_files_for_small_slices_change_one_thing_each() -> None:
 
 
 def test_every_method_has_the_same_trials() -> None:
-    known, trials = methods.load_all([SMALL, HERE / "others64.yaml"]), methods.load_all([HERE / "trials64.yaml"])
+    known, trials = methods.load_all([SMALL, HERE / "others.yaml"]), methods.load_all([HERE / "trials.yaml"])
     wanted = [*methods.load_all([SMALL]), "mmgl_long", "mmgl_long_all_labels", "global_places_long"]
     ours = {name: known[name] for name in wanted if name != "full"}  # nobody tunes the ceiling
     slow, half = {"schedule": "finetune_slow"}, ["encoder", "decoder.blocks.0", "decoder.ups.0", "decoder.blocks.1"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from examples.mmwhs.phantom import make_volume, shapes, write_phantom
-from examples.mmwhs.phantom.imaging import Scanner
-from examples.mmwhs.phantom.patient import Patient
+from examples.mmwhs.data.phantom import make_volume, shapes, write_phantom
+from examples.mmwhs.data.phantom.imaging import Scanner
+from examples.mmwhs.data.phantom.patient import Patient
 
 SHAPE = (48, 48, 36)
 PATIENTS = range(4)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from examples.mmwhs import files
-from examples.mmwhs import predict as module
 from examples.mmwhs.__main__ import main
-from examples.mmwhs.datasets import open_dataset
-from examples.mmwhs.predict import export, predict
-from examples.mmwhs.slices import SliceStore
+from examples.mmwhs.data.datasets import open_dataset
+from examples.mmwhs.data.slices import SliceStore
+from examples.mmwhs.train import predict as module
+from examples.mmwhs.train.predict import export, predict
 from mmgl_losses import UNet
 from tests.examples.tiny import VALUES, stored, volume, write_tree
 

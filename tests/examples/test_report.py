@@ -10,11 +10,12 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-from examples.mmwhs import files, report
-from examples.mmwhs.demo import table
-from examples.mmwhs.figures import colours, smooth
-from examples.mmwhs.splits import Split
-from examples.mmwhs.training import curves
+from examples.mmwhs import files
+from examples.mmwhs.data.splits import Split
+from examples.mmwhs.study import report
+from examples.mmwhs.study.demo import table
+from examples.mmwhs.study.figures import colours, smooth
+from examples.mmwhs.train.fit import curves
 
 STRUCTURES = ["left <ventricle>", "aorta"]
 

@@ -13,15 +13,16 @@ import pytest
 import torch
 import yaml
 
-from examples.mmwhs import config, files, methods, setup
-from examples.mmwhs import run as module
-from examples.mmwhs.datasets import open_dataset
-from examples.mmwhs.module import StageModule
-from examples.mmwhs.predict import restore
-from examples.mmwhs.run import run
-from examples.mmwhs.slices import SliceStore
-from examples.mmwhs.splits import LeakError, Split
-from examples.mmwhs.training import StepSampler, curves
+from examples.mmwhs import files
+from examples.mmwhs.data.datasets import open_dataset
+from examples.mmwhs.data.slices import SliceStore
+from examples.mmwhs.data.splits import LeakError, Split
+from examples.mmwhs.train import config, methods, setup
+from examples.mmwhs.train import run as module
+from examples.mmwhs.train.fit import StepSampler, curves
+from examples.mmwhs.train.predict import restore
+from examples.mmwhs.train.run import run
+from examples.mmwhs.train.stage import StageModule
 from tests.examples.tiny import SCALE, settings, write_tree
 
 

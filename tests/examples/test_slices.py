@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from examples.mmwhs import slices as module
-from examples.mmwhs.datasets import PLANES, Case, Dataset, Description, load_volume, open_dataset
-from examples.mmwhs.slices import (
+from examples.mmwhs.data import slices as module
+from examples.mmwhs.data.datasets import PLANES, Case, Dataset, Description, load_volume, open_dataset
+from examples.mmwhs.data.slices import (
     SliceDataset,
     SliceStore,
     cut,
@@ -30,7 +30,7 @@ from examples.mmwhs.slices import (
     training_slices,
     volume_to_slices,
 )
-from examples.mmwhs.splits import LeakError, Split
+from examples.mmwhs.data.splits import LeakError, Split
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = (6, 7, 8)

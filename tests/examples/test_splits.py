@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.mmwhs.datasets import Case, Dataset, Description
-from examples.mmwhs.splits import LeakError, Split, guard, make_split
+from examples.mmwhs.data.datasets import Case, Dataset, Description
+from examples.mmwhs.data.splits import LeakError, Split, guard, make_split
 
 SPLIT = Split(("a", "b", "c"), ("d",), ("e",), ("b",))
 SEEDS = st.integers(0, 1000)

@@ -15,16 +15,19 @@ import pytest
 import torch
 import yaml
 
-from examples.mmwhs import config, files, methods, plan, setup, table, tablereport, work
-from examples.mmwhs import run as module
+from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
-from examples.mmwhs.compare import Grid
-from examples.mmwhs.evaluate import evaluate
-from examples.mmwhs.module import StageModule
-from examples.mmwhs.plan import Folders, Job, Task
-from examples.mmwhs.probe import probe
-from examples.mmwhs.run import run, silent
-from examples.mmwhs.slices import SliceStore
+from examples.mmwhs.data.slices import SliceStore
+from examples.mmwhs.study import plan, table, tablereport
+from examples.mmwhs.study import workers as work
+from examples.mmwhs.study.compare import Grid
+from examples.mmwhs.study.plan import Folders, Job, Task
+from examples.mmwhs.study.probe import probe
+from examples.mmwhs.train import config, methods, setup
+from examples.mmwhs.train import run as module
+from examples.mmwhs.train.evaluate import evaluate
+from examples.mmwhs.train.run import run, silent
+from examples.mmwhs.train.stage import StageModule
 from tests.examples.tiny import SCALE, settings, write_tree
 
 NAMES = ("random", "global", "mmgl_226", "mmgl_334")

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 import yaml
 
-from examples.mmwhs import config, files, methods, plan, tablereport, work
+from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
-from examples.mmwhs.training import curves
+from examples.mmwhs.study import plan, tablereport
+from examples.mmwhs.study import workers as work
+from examples.mmwhs.train import config, methods
+from examples.mmwhs.train.fit import curves
 from tests.examples.tiny import SCALE
 
 SHORT = replace(SCALE, schedules={
