@@ -1,83 +1,107 @@
-"""The command line: ``python -m examples.mmwhs demo | phantom | run | table | ablation | probe | predict``."""
+"""The command line: ``python -m examples.mmwhs demo | phantom | check | run | table | ablation | probe | predict``."""
 
+import os
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
-from rich.markup import escape
 
+from examples.mmwhs.data.datasets import Reading
 from examples.mmwhs.messages import integer, message, one_of
 from examples.mmwhs.train import config
-from examples.mmwhs.train.methods import built_in, load, load_all
+from examples.mmwhs.train.methods import built_in, load, load_all, read
 
 DEFAULTS = config.Compute()
 # The rows of the paper's Table 1 and what stands beside them; the bars of its Fig. 3.
 TABLE = ["random", "global", "global_local", "semicontrast", "mmgl_226", "mmgl_127", "mmgl_334", "mmgl"]
 BESIDE = ["random_ds", "pcl", "moco", "mmgl_printed", "supervised_planes", "full"]
 ABLATION = ["random", "random_ds", "global_multiscale", "global_multiview", "mmgl_334"]
+PROGRAM = "python -m examples.mmwhs"
 
 
-def parser() -> ArgumentParser:
-    """All commands and their options."""
-    top = ArgumentParser(prog="python -m examples.mmwhs", description="Few labels, many scales: MMGL on volumes.")
+class Parser(ArgumentParser):
+    """Says what is wrong with a command line in a sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Prints the first sentence and ends with status 2."""
+        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip(" -")]
+        words = " ".join(lines[:3]).replace("Parser key", "option").rstrip(":.")
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {words}. See --help.")
+        sys.exit(2)
+
+
+def parser(saved: dict[str, Any] | None = None) -> ArgumentParser:
+    """All commands and their options; `saved` are values for `run` from a configuration file."""
+    top = Parser(prog=PROGRAM, description="Few labels, many scales: MMGL on volumes.")
     commands = top.add_subcommands(dest="command", required=True)
 
-    demo = ArgumentParser(description="MMGL beside random initialisation, with the same few labelled patients.")
-    demo.add_argument("--data", type=str | None, help="an MM-WHS or MSD folder; a phantom is made if left out")
+    demo = Parser(description="Methods side by side, with the same few labelled patients.")
+    demo.add_argument("--data", type=str | None, help="a data folder; a phantom is made if left out")
     demo.add_argument("--out", type=Path | None, help="the folder of all results (default: runs/demo-DATA)")
-    demo.add_argument("--methods", type=list[str], default=["random", "mmgl"], help="what to compare")
+    demo.add_argument("--methods", type=str, nargs="+", default=["random", "mmgl"], help="names or YAML files")
     _what(demo, labelled=2, scale="small")
+    _reading(demo)
     _machine(demo)
     commands.add_subcommand("demo", demo, help=demo.description)
 
-    phantom = ArgumentParser(description="Write volumes of a made-up heart, labelled as MM-WHS labels them.")
+    phantom = Parser(description="Write volumes of a made-up heart, labelled as MM-WHS labels them.")
     phantom.add_argument("out", type=Path, help="a new folder")
     phantom.add_argument("--volumes", type=int, default=20)
     phantom.add_argument("--shape", type=tuple[int, int, int] | None, help="voxels, as [96,96,80]")
     phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--overwrite", action="store_true", help="replace the phantom that is there")
     commands.add_subcommand("phantom", phantom, help=phantom.description)
 
-    run = ArgumentParser(description="Train, evaluate and report one method; a killed run continues.")
-    run.add_argument("--config", action="config", help="a YAML file with any of these options")
-    run.add_argument("--data", type=str, required=True, help="an MM-WHS or MSD folder")
-    methods = ", ".join(built_in(config.Method))
-    run.add_argument("--method", type=str, default="mmgl", help=f"{methods}, or a YAML file")
-    run.add_argument("--out", type=Path | None, help="the folder of the run (default: runs/DATA-METHOD-LABELLED-SEED)")
-    _what(run, labelled=0.2, scale="paper")
-    _machine(run)
-    commands.add_subcommand("run", run, help=run.description)
+    for name, text in (
+        ("run", "Train, evaluate and report one method; a killed run continues."),
+        ("check", "Print the plan of a run, open every file of the data, try every stage; nothing is trained."),
+    ):
+        run = Parser(description=text)
+        run.add_argument("--config", type=Path | None, help="a YAML file with options, or the config.yaml of a run")
+        run.add_argument("--data", type=str, required=True, help="a data folder")
+        methods = ", ".join(built_in(config.Method))
+        run.add_argument("--method", type=str, default="mmgl", help=f"{methods}, or a YAML file")
+        run.add_argument("--out", type=Path | None, help="the folder (default: runs/DATA-METHOD-LABELLED-SEED)")
+        _what(run, labelled=0.2, scale=None)
+        _reading(run)
+        _machine(run)
+        run.set_defaults(saved or {})
+        commands.add_subcommand(name, run, help=text)
 
-    table = ArgumentParser(description="Table 1: all methods, numbers of labelled patients and seeds; resumable.")
+    table = Parser(description="Table 1: all methods, numbers of labelled patients and seeds; resumable.")
     _many(table, methods=[*TABLE, *BESIDE], labelled=[0.1, 0.2, 0.4])
     commands.add_subcommand("table", table, help=table.description)
 
-    ablation = ArgumentParser(description="Fig. 3: what each part of MMGL adds; resumable.")
+    ablation = Parser(description="Fig. 3: what each part of MMGL adds; resumable.")
     _many(ablation, methods=ABLATION, labelled=[0.2])
     commands.add_subcommand("ablation", ablation, help=ablation.description)
 
-    probe = ArgumentParser(description="Score and draw what each stage of a run left in each level of the network.")
+    probe = Parser(description="Score and draw what each stage of a run left in each level of the network.")
     probe.add_argument("run", type=Path, help="the folder of a run")
     commands.add_subcommand("probe", probe, help=probe.description)
 
-    predict = ArgumentParser(description="Segment a NIfTI volume with the model.pt of a finished run.")
-    predict.add_argument("image", type=Path, help="the volume")
+    predict = Parser(description="Segment NIfTI volumes with the model.pt of a finished run.")
+    predict.add_argument("images", type=Path, nargs="+", help="volumes, or folders of volumes")
     predict.add_argument("--checkpoint", type=Path, required=True, help="model.pt")
-    predict.add_argument("-o", "--out", type=Path, required=True, help="the label file to write")
-    predict.add_argument("--overwrite", action="store_true", help="replace the label file if it is there")
+    predict.add_argument("-o", "--out", type=Path, required=True, help="the label file; of several, a folder")
+    predict.add_argument("--overwrite", action="store_true", help="replace label files that are there")
+    predict.add_argument("--probabilities", action="store_true", help="write those of the slices, too (.npz)")
+    predict.add_argument("--accelerator", type=str, default=DEFAULTS.accelerator)
     commands.add_subcommand("predict", predict, help=predict.description)
     return top
 
 
 def _many(command: ArgumentParser, *, methods: list[str], labelled: list[float | int]) -> None:
-    command.add_argument("--data", type=str, required=True, help="an MM-WHS or MSD folder")
+    command.add_argument("--data", type=str | None, help="a data folder; not needed with --report")
     command.add_argument("--out", type=Path | None, help="the folder of all results (default: runs/table-DATA)")
-    command.add_argument(
-        "--results", type=Path | None, help="a JSON file for each run goes here (default: OUT/results)"
-    )
+    command.add_argument("--results", type=Path | None, help="the folder of results.jsonl (default: OUT/results)")
     names = f"names or YAML files (default: {' '.join(methods)})"
     command.add_argument("--methods", type=str, nargs="+", default=methods, help=names)
     counts = "labelled patients: counts, or fractions with a point"
@@ -90,28 +114,38 @@ def _many(command: ArgumentParser, *, methods: list[str], labelled: list[float |
     command.add_argument(
         "--baseline", type=str | None, help="what all are compared with (default: random, or the first)"
     )
-    command.add_argument("--report", action="store_true", help="only report on the runs that are done already")
+    command.add_argument("--report", action="store_true", help="only report on the results that are there already")
     command.add_argument("--jobs", type=int, default=2, help="runs at once: a device each, or a thread each")
     _scale(command, "small")
+    _reading(command)
     group = command.add_argument_group("machine, in the words of Lightning's Trainer")
     group.add_argument("--accelerator", type=str, default=DEFAULTS.accelerator)
     group.add_argument("--precision", type=str, default=DEFAULTS.precision)
     group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices, for each run")
 
 
-def _scale(command: ArgumentParser, scale: str) -> None:
+def _scale(command: ArgumentParser, scale: str | None) -> None:
     scales = ", ".join(built_in(config.Scale))
-    command.add_argument("--scale", type=str, default=scale, help=f"{scales}, or a YAML file")
+    default = "" if scale else " (default: paper with a GPU, small without)"
+    command.add_argument("--scale", type=str | None, default=scale, help=f"{scales}, or a YAML file{default}")
     override = "override a value: stages.local.loss.options.formula=mmgl, or scale.schedules.finetune.steps=600"
     command.add_argument("--set", type=str, action="append", default=[], metavar="PATH=VALUE", help=override)
 
 
-def _what(command: ArgumentParser, *, labelled: float | int, scale: str) -> None:
+def _what(command: ArgumentParser, *, labelled: float | int, scale: str | None) -> None:
     command.add_argument(
         "--labelled", type=int | float, default=labelled, help="labelled patients: a count, or a fraction with a point"
     )
     command.add_argument("--seed", type=int, default=0, help="of the split, the network and the order of the slices")
     _scale(command, scale)
+
+
+def _reading(command: ArgumentParser) -> None:
+    group = command.add_argument_group("how the data folder is read, where it does not say so itself")
+    group.add_argument("--modality", type=str | None, help="of several: ct or mr, or a channel by name or number")
+    group.add_argument("--patients", type=str | None, help="a regular expression: who is who in the cases' names")
+    group.add_argument("--split", type=str | None, help="a file of splits, or a fold of one: FILE:FOLD, FOLD")
+    group.add_argument("--planes", type=str, nargs="+", help="the planes to slice, first that of evaluation")
 
 
 def _machine(command: ArgumentParser) -> None:
@@ -123,9 +157,33 @@ def _machine(command: ArgumentParser) -> None:
     group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices")
 
 
+def saved_options(argv: Iterable[str]) -> dict[str, Any]:
+    """The options in the file of ``--config``: written by hand, or the ``config.yaml`` that a run has saved."""
+    words = list(argv)
+    at = [i for i, word in enumerate(words) if word == "--config" or word.startswith("--config=")]
+    if not at or words[0] not in ("run", "check"):
+        return {}
+    path = Path(words[at[-1]].partition("=")[2] or "".join(words[at[-1] + 1 : at[-1] + 2]))
+    if not path.is_file():
+        raise ValueError(message(f"the file {path} of --config", "no such file"))
+    content = read(path)
+    if not isinstance(content, dict):
+        raise ValueError(message(f"options in {path}", type(content).__name__))
+    if isinstance(content.get("method"), dict):
+        run = config.parse(config.Run, content, where=str(path))
+        flat = {key: value for key, value in asdict(run.reading).items() if value is not None} | asdict(run.compute)
+        content = {"data": run.data, "labelled": run.labelled, "seed": run.seed, **flat}
+        content |= {"method": str(path), "scale": str(path)}
+    return content
+
+
 def scale_of(args: Namespace) -> config.Scale:
     """The scale of a command with its overrides."""
-    return load(config.Scale, args.scale, [o.removeprefix("scale.") for o in args.set if o.startswith("scale.")])
+    if (name := args.scale) is None:
+        import torch
+
+        name = "paper" if torch.cuda.is_available() else "small"
+    return load(config.Scale, name, [o.removeprefix("scale.") for o in args.set if o.startswith("scale.")])
 
 
 def seeds_of(texts: Iterable[str]) -> list[int]:
@@ -139,14 +197,25 @@ def seeds_of(texts: Iterable[str]) -> list[int]:
     return list(found)
 
 
-def settings(args: Namespace, method: str, data: str) -> config.Run:
+def overrides(args: Namespace) -> list[str]:
+    """What is overridden of methods."""
+    return [o for o in args.set if not o.startswith("scale.")]
+
+
+def reading_of(args: Namespace) -> Reading:
+    """How the data folder is read."""
+    return Reading(args.modality, args.patients, args.split, args.planes or None)
+
+
+def settings(args: Namespace, method: config.Method, data: str) -> config.Run:
     """The configuration of a run from the options of a command."""
     return config.Run(
         data=str(Path(data).resolve()),
-        method=load(config.Method, method, [o for o in args.set if not o.startswith("scale.")]),
+        method=method,
         scale=scale_of(args),
         labelled=args.labelled,
         seed=args.seed,
+        reading=reading_of(args),
         compute=config.Compute(
             accelerator=args.accelerator,
             devices=args.devices,
@@ -162,63 +231,101 @@ def do_phantom(args: Namespace, console: Console) -> None:
     from examples.mmwhs.data.phantom import write_phantom
 
     shape = {} if args.shape is None else {"shape": args.shape}
-    write_phantom(args.out, volumes=args.volumes, seed=args.seed, **shape)
+    write_phantom(args.out, volumes=args.volumes, seed=args.seed, overwrite=args.overwrite, **shape)
     console.print(f"{args.volumes} volumes in {args.out}")
 
 
 def do_run(args: Namespace, console: Console) -> None:
     """Trains one method."""
-    from examples.mmwhs.study.demo import table
+    from examples.mmwhs.study import report
     from examples.mmwhs.train.run import run
 
-    chosen = settings(args, args.method, args.data)
-    name = f"{Path(chosen.data).name}-{Path(args.method).stem}-{chosen.labels}-{args.seed}"
-    out = args.out or Path("runs") / name
-    metrics = run(chosen, out, say=console.print, progress=console.is_terminal)
+    chosen = settings(args, load(config.Method, args.method, overrides(args)), args.data)
+    word = Path(args.method).stem.partition(":")[0]
+    name = "run" if word == "config" else word
+    out = args.out or Path("runs") / f"{Path(chosen.data).name}-{name}-{chosen.labels}-{args.seed}"
+    metrics = run(chosen, out, say=console.print, console=console)
     if metrics:
-        console.print(table({metrics["method"]: metrics}))
-        console.print(f"Report: {out / 'report.html'}")
+        page = report.write_runs(out, {name: out})
+        console.print(report.console_table({name: metrics}))
+        console.print(f"Report: {page}")
+
+
+def do_check(args: Namespace, console: Console) -> None:
+    """Says what a run would do and whether it can."""
+    from tempfile import TemporaryDirectory
+
+    from examples.mmwhs.train.check import check, plan
+    from examples.mmwhs.train.setup import Setup
+
+    chosen = settings(args, load(config.Method, args.method, overrides(args)), args.data)
+    with TemporaryDirectory() as cache:
+        setup = Setup.of(chosen, Path(cache))
+        for line in plan(setup, args.out):
+            console.print(line)
+        check(setup, args.out or Path(), everything=True)
+    console.print("All files can be used, every stage was built and stepped once, and there is such a machine.")
 
 
 def do_demo(args: Namespace, console: Console) -> None:
     """Trains the methods side by side."""
     from examples.mmwhs.study.demo import demo
 
-    methods = {Path(name).stem: partial(settings, args, name) for name in args.methods}
+    methods = {
+        name: partial(settings, args, method) for name, method in load_all(args.methods, overrides(args)).items()
+    }
     name = "phantom" if args.data is None else Path(args.data).resolve().name
     demo(methods, args.out or Path("runs") / f"demo-{name}", console, data=args.data)
 
 
-def do_table(args: Namespace, console: Console) -> int:
+def do_table(args: Namespace, console: Console, defaults: list[str]) -> int:
     """Trains what is missing of a table and reports on all of it."""
-    from examples.mmwhs.study import plan, progress, tablereport
-    from examples.mmwhs.study.table import State, make
+    from examples.mmwhs import files
+    from examples.mmwhs.study import plan, report, results
+    from examples.mmwhs.study.table import State, checked, make
+    from examples.mmwhs.train.run import logged
 
-    data = str(Path(args.data).resolve())
-    out = args.out or Path("runs") / f"table-{Path(data).name}"
+    if args.data is None and not args.report:
+        raise ValueError(message("a data folder, --data", "none"))
+    name = Path(args.data).resolve().name if args.data else "report"
+    out = args.out or Path("runs") / f"table-{name}"
     folders = plan.Folders(out, args.results or out / "results")
-    methods = load_all(args.methods, [o for o in args.set if not o.startswith("scale.")])
-    planned = plan.jobs(
-        methods,
-        data=data,
-        scale=scale_of(args),
-        labelled=args.labelled,
-        seeds=seeds_of(args.seeds),
-        scored=args.score,
-        compute=config.Compute(accelerator=args.accelerator, precision=args.precision, workers=args.workers),
-        cache=out / "cache",
-    )
+    methods = load_all(args.methods, overrides(args))
     if args.baseline is not None:
         one_of("baseline", args.baseline, methods)
-    jobs = integer("jobs", args.jobs, least=1)
-    with progress.View(planned, folders, console) as view:
-        state = State(total=0) if args.report else make(planned, folders, count=jobs, show=view.show)
-    view.conclude(state)
-    if view.results:
-        page = tablereport.write(
-            out, list(view.results.values()), out / "pictures", order=list(methods), baseline=args.baseline
+    jobs, seeds, state = integer("jobs", args.jobs, least=1), seeds_of(args.seeds), State(total=0)
+    say = logged(console.print, files.own(out, "table") / "log.txt")
+    wanted: dict[str, Any] = {"names": list(methods), "labelled": args.labelled, "seeds": seeds, "scored": args.score}
+    if args.report:
+        found = results.chosen(results.read(folders.results), **wanted)
+    else:
+        planned = plan.jobs(
+            methods,
+            data=str(Path(args.data).resolve()),
+            scale=scale_of(args),
+            labelled=args.labelled,
+            seeds=seeds,
+            scored=args.score,
+            reading=reading_of(args),
+            compute=config.Compute(accelerator=args.accelerator, precision=args.precision, workers=args.workers),
+            cache=out / "cache",
         )
+        there = folders.finished()
+        say(f"{sum(job.id in there for job in planned)} of {len(planned)} runs are done already.")
+        if left := [job for job in planned if job.id not in there]:
+            checked(left, folders, say)
+            state = make(planned, folders, count=jobs, say=say)
+        there = folders.finished()
+        found = [there[job.id] for job in planned if job.id in there]
+        say(f"{state.made} of {state.total} steps done here; {len(found)} of {len(planned)} runs are done.")
+    for task, error in state.failed.values():
+        say(f"failed: {task.text}: {error}; see {out / 'failed'}. The same command tries again.")
+    if found:
+        page = report.write_table(out, found, out / "pictures", order=list(methods), baseline=args.baseline)
+        console.print((out / "table.md").read_text(encoding="utf-8"))
         console.print(f"Report: {page}")
+    elif args.report:
+        raise ValueError(message(f"results of these methods in {folders.results}", "none"))
     return 1 if state.failed else 0
 
 
@@ -233,35 +340,78 @@ def do_probe(args: Namespace, console: Console) -> None:
 
 
 def do_predict(args: Namespace, console: Console) -> None:
-    """Segments a volume."""
+    """Segments volumes."""
+    from examples.mmwhs.train.check import device, machine
     from examples.mmwhs.train.predict import predict
 
-    predict(args.checkpoint, args.image, args.out, overwrite=args.overwrite)
-    console.print(f"Wrote {args.out}")
+    compute = config.Compute(accelerator=args.accelerator)
+    machine(compute)
+    predict(
+        args.checkpoint, args.images, args.out, overwrite=args.overwrite, with_probabilities=args.probabilities,
+        device=device(compute), say=console.print,
+    )  # fmt: skip
+
+
+class StoppedError(BaseException):
+    """A signal asked the program to end."""
+
+
+@contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the work where it is, and not, as Lightning has it, with success."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise StoppedError(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {}
+    try:
+        for number in numbers:
+            before[number] = signal.signal(number, stop)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; an error of the user is one sentence and exit status 2."""
-    args = parser().parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
-    command = {
-        "demo": do_demo,
-        "phantom": do_phantom,
-        "run": do_run,
-        "table": do_table,
-        "ablation": do_table,
-        "probe": do_probe,
-        "predict": do_predict,
-    }[args.command]
+    """Runs a command. What goes wrong becomes a sentence here, and nowhere else: status 2; 128 + n after signal n."""
+    argv = sys.argv[1:] if argv is None else argv
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    status, said = 2, ""
     try:
-        return command(args[args.command], console) or 0
-    except ValueError as error:
+        with ending_by_signals():
+            args = parser(saved_options(argv)).parse_args(argv)
+            command = {
+                "demo": do_demo,
+                "phantom": do_phantom,
+                "run": do_run,
+                "check": do_check,
+                "table": partial(do_table, defaults=[*TABLE, *BESIDE]),
+                "ablation": partial(do_table, defaults=ABLATION),
+                "probe": do_probe,
+                "predict": do_predict,
+            }[args.command]
+            return command(args[args.command], console) or 0
+    except StoppedError as error:
+        number = int(error.args[0])
+        status, said = 128 + number, f"stopped by {signal.Signals(number).name}. The same command goes on from here."
+    except (ValueError, TypeError) as error:
         said = str(error)
+    except MemoryError:
+        said = message("enough memory", "none left", "Make batches, slices or the network smaller with --set.")
     except OSError as error:
         said = message("files that can be read and written", str(error))
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(said)}")
-    return 2
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(f"error: {said}")
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code > 128:  # nothing that still runs may hold up the end or change its status
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.mmwhs.__main__ import parser, settings
+from examples.mmwhs.__main__ import parser, saved_options, settings
 from examples.mmwhs.data.augment import AUGMENTATIONS
 from examples.mmwhs.train import config, methods
 from mmgl_losses import UNet
@@ -134,7 +134,8 @@ def test_labelled_is_a_count_or_a_fraction(text: str, value: float) -> None:
 def test_options_and_a_file_make_a_run(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"data": "there", "method": "random", "seed": 3, "num_nodes": 2}))
-    args = parser().parse_args(["run", "--config", str(path), "--seed", "4", "--precision", "bf16-mixed"]).run
-    run = settings(args, args.method, args.data)
+    words = ["run", "--config", str(path), "--seed", "4", "--precision", "bf16-mixed"]
+    args = parser(saved_options(words)).parse_args(words).run
+    run = settings(args, methods.load(config.Method, args.method), args.data)
     assert (run.method, run.seed, Path(run.data).name) == (METHODS["random"], 4, "there")
     assert run.compute == config.Compute(num_nodes=2, precision="bf16-mixed")

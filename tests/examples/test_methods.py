@@ -112,10 +112,10 @@ def test_overrides(tmp_path: Path) -> None:
 
 def test_files_extend_one_another_without_a_circle(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("methods: {mmgl: {extends: mmgl, title: mine}, b: {extends: mmgl, stages.global: null}}")
+    path.write_text("methods: {mmgl: {extends: mmgl, title: mine}, b: {extends: mmgl, title: b, stages.global: null}}")
     mine = methods.load_all([path])
     assert mine["mmgl"] == replace(KNOWN["mmgl"], title="mine")
-    assert (mine["b"].title, len(mine["b"].stages)) == ("mine", 2)
+    assert (mine["b"].title, len(mine["b"].stages)) == ("b", 2)
     beside = tmp_path / "beside.yaml"
     beside.write_text("methods: {c: {extends: 'mine.yaml:b', title: other}}")
     assert methods.load_all([f"{path}:mmgl", beside]) == {
@@ -158,7 +158,7 @@ def test_seeds() -> None:
 def staged(name: str, number: int, *changes: str) -> StageModule:
     method = methods.load(config.Method, name, changes)
     stage = method.stages[number]
-    return StageModule(NET(), stage, SCALE.schedules[stage.kind], classes=3, size=32, seed=0)
+    return StageModule(NET(), stage, SCALE.schedules[stage.kind], classes=3, shape=(32, 32), seed=0)
 
 
 def test_several_processes_take_the_loss_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_options_for_each_tap() -> None:
     small = methods.load_all([SMALL])
     for name in ("mmgl", "global_places"):
         method = small[name]
-        module = StageModule(NET(), method.stages[1], SCALE.schedules["local"], classes=3, size=32, seed=0)
+        module = StageModule(NET(), method.stages[1], SCALE.schedules["local"], classes=3, shape=(32, 32), seed=0)
         assert [head.stride for head in module.tapped.heads.values()] == [1, 2, 4]
     with pytest.raises(ValueError, match="`stride` of LocalHead for each of 3 taps"):
         staged("mmgl", 1, "stages.local.head.options.stride={each: [1, 2]}")

@@ -11,7 +11,7 @@ import torch
 from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
 from examples.mmwhs.data.datasets import open_dataset
-from examples.mmwhs.data.slices import SliceStore
+from examples.mmwhs.data.store import SliceStore
 from examples.mmwhs.train import predict as module
 from examples.mmwhs.train.predict import export, predict
 from mmgl_losses import UNet
@@ -58,7 +58,7 @@ def painted(codes: str) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
 def test_labels_come_back_on_the_grid_of_the_image(codes: str, model: Path, tmp_path: Path) -> None:
     image, truth = painted(codes)
     nib.save(image, tmp_path / "image.nii.gz")
-    out = predict(model, tmp_path / "image.nii.gz", tmp_path / "new" / "label.nii.gz")
+    (out,) = predict(model, tmp_path / "image.nii.gz", tmp_path / "new" / "label.nii.gz")
     result = nib.load(out)
     assert result.shape == image.shape
     np.testing.assert_allclose(result.affine, image.affine)

@@ -19,7 +19,9 @@ SEEDS = st.integers(0, 1000)
 
 def dataset(patients: int, *, volumes: int = 1, given: Mapping[str, tuple[str, ...]] | None = None) -> Dataset:
     names = [f"p{i:03}" for i in range(patients)]
-    cases = tuple(Case(f"{name}_{v}", name, Path(f"{name}_{v}"), None) for name in names for v in range(volumes))
+    cases = tuple(
+        Case(f"{name}_{v}", name, Path(f"{name}_{v}"), Path("label")) for name in names for v in range(volumes)
+    )
     return Dataset(Path("somewhere"), Description("x", ("one",), (1,)), cases, given)
 
 

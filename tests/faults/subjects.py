@@ -1,5 +1,6 @@
 """What faults are done to: a run and a table, how each is started in a folder, and what it must leave there."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,8 +11,7 @@ import yaml
 
 from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
-from examples.mmwhs.study import plan, tablereport
-from examples.mmwhs.study import workers as work
+from examples.mmwhs.study import plan, report, results, table
 from examples.mmwhs.train import config, methods
 from examples.mmwhs.train.fit import curves
 from tests.examples.tiny import SCALE
@@ -73,10 +73,13 @@ def do_table(data: Path, out: Path) -> int:
     )
     folders = plan.Folders(out, out / "results")
     try:
+        files.own(out, "table")
         for task, _ in plan.tasks(jobs, folders).values():
-            if work.work(task, folders) == "busy":
-                return 3
-        tablereport.write(out, plan.read_results(folders.results), out / "pictures")
+            _, _, error = table.work(task, folders, os.getpid())
+            if error:
+                print(error.strip().splitlines()[-1].replace("ValueError", "error"))
+                return 2
+        report.write_table(out, results.read(folders.results), out / "pictures")
     except ValueError as error:
         print(f"error: {error}")
         return 2
@@ -85,13 +88,13 @@ def do_table(data: Path, out: Path) -> int:
 
 def left_by_table(out: Path) -> Any:
     """The results, the weights of all stages, the report's numbers, and the names of all files."""
-    results = {path.name: timeless(files.read_json(path)) for path in sorted((out / "results").iterdir())}
+    found = sorted(map(timeless, results.read(out / "results")), key=lambda result: result["name"])
     stages = {path.name: plain(files.load(path / "weights.pt")) for path in sorted((out / "stages").iterdir())}
     kept = [path for path in out.rglob("*") if "from-step" not in str(path)]
     names = sorted(
         str(path.relative_to(out)) for path in kept if not (path.parent.name == "cache" and ".part-" in path.name)
     )
-    return results, stages, (out / "table.md").read_text(), names
+    return found, stages, (out / "table.md").read_text(), names
 
 
 def timeless(value: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Random augmentation of a batch of slices, image and label together, by kornia."""
+"""Random augmentation of a batch of slices, image and label together, by kornia; of volumes, its geometry by hand."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import kornia.augmentation as K
 import torch
+import torch.nn.functional as F
 from kornia.constants import DataKey, Resample
 from torch import Tensor
 
@@ -69,7 +70,7 @@ class Augment:
         self.settings = settings
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Images (B, 1, H, W) in [0, 1] and integer labels (B, H, W) or None, augmented."""
+        """Images (B, 1, *spatial) in [0, 1] and integer labels (B, *spatial) or None, augmented."""
         images, labels = self.geometry(images, labels)
         return self.intensity(images), labels
 
@@ -77,6 +78,8 @@ class Augment:
         """Images and labels moved alike."""
         with torch.autocast(images.device.type, enabled=False), torch.no_grad():
             images = images.float()
+            if images.ndim == 5:
+                return self._volumes(images, labels)
             if steps := self._geometry(images.shape[-1]):
                 extra = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": False}}
                 keys = ["input", "mask"]
@@ -91,8 +94,29 @@ class Augment:
         """Images with other brightness, contrast, gamma and noise, every point where it was."""
         with torch.autocast(images.device.type, enabled=False), torch.no_grad():
             if steps := self._intensity():
-                return K.ImageSequential(*steps)(images.float())
+                flat = images.float().flatten(2, -2) if images.ndim == 5 else images.float()
+                return K.ImageSequential(*steps)(flat).view_as(images)
         return images.float()
+
+    def _volumes(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Patches (B, 1, X, Y, Z) turned about each axis, zoomed and shifted; what comes from outside is 0."""
+        s, n = self.settings, len(images)
+        theta = torch.eye(3).repeat(n, 1, 1) / torch.empty(n, 1, 1).uniform_(*s.zoom)
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            angle = torch.deg2rad(torch.empty(n).uniform_(-1, 1) * s.rotation)
+            turn = torch.eye(3).repeat(n, 1, 1)
+            turn[:, i, i] = turn[:, j, j] = angle.cos()
+            turn[:, i, j], turn[:, j, i] = -angle.sin(), angle.sin()
+            theta = turn @ theta
+        shift = torch.empty(n, 3, 1).uniform_(-2, 2) * s.shift
+        grid = F.affine_grid(torch.cat([theta, shift], dim=2), list(images.shape), align_corners=False).to(
+            images.device
+        )
+        images = F.grid_sample(images, grid, align_corners=False)
+        if labels is not None:
+            moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)
+            labels = moved[:, 0].round().to(labels.dtype)
+        return images, labels
 
     def _geometry(self, size: int) -> list[Any]:
         s = self.settings

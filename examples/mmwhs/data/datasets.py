@@ -1,23 +1,39 @@
-"""What a data set is, and how a folder of volumes becomes one: an MM-WHS tree or an MSD tree.
+"""What a data set is, and how a folder of volumes becomes one.
 
-An MM-WHS tree is any folder with files like ``ct_train_1001_image.nii.gz`` and ``ct_train_1001_label.nii.gz``
-somewhere below it. An MSD tree (Medical Segmentation Decathlon) has a ``dataset.json`` with ``labels`` and
-``training``; a ``splits.json`` beside it, with the patients of ``train``, ``val`` and ``test`` and of subsets
-called ``labelled_N``, is honoured. Names and headers are read here, voxels in :mod:`examples.mmwhs.data.volumes`.
+:mod:`examples.mmwhs.data.trees` recognises folders, :mod:`examples.mmwhs.data.patients` says who is who; names and headers
+are read here, voxels in :mod:`examples.mmwhs.data.volumes`.
 """
 
-import json
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from examples.mmwhs.data.volumes import PLANES, UNKNOWN, Volume, load_volume, open_grid
+import numpy as np
+
+from examples.mmwhs.data import patients as who
+from examples.mmwhs.data import trees
+from examples.mmwhs.data.volumes import PLANES, UNKNOWN, open_grid
 from examples.mmwhs.messages import message, one_of
 
-__all__ = ["PLANES", "Case", "Dataset", "Description", "Volume", "load_volume", "open_dataset"]
+
+@dataclass(frozen=True)
+class Reading:
+    """How a folder is read, where it does not say so itself.
+
+    Attributes:
+        modality: Of several in one tree: ``ct`` or ``mr`` of MM-WHS, a channel of nnU-Net by name or number.
+        patients: A regular expression whose first group, or all of it, is the patient in a case's name.
+        split: A file like ``splits.json`` or nnU-Net's ``splits_final.json``, or a fold of one as ``FILE:2`` or ``2``.
+        planes: The planes to slice, the first of them that in which networks are evaluated.
+    """
+
+    modality: str | None = None
+    patients: str | None = None
+    split: str | None = None
+    planes: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,10 +63,22 @@ class Description:
     fixes: Mapping[int, int] = field(default_factory=dict)
     note: str = ""
 
+    def __post_init__(self) -> None:
+        for what, held in (("name", self.classes), ("value", self.values)):
+            if twice := [each for each, count in Counter(held).items() if count > 1]:
+                named = [f"{v}: {n}" for v, n in zip(self.values, self.classes, strict=False)]
+                got = f"{twice[0]!r} twice in {', '.join(named)}"
+                raise ValueError(message(f"every structure of {self.name} to have its own {what}", got, "Rename one."))
+
+    @property
+    def structures(self) -> dict[str, str]:
+        """Label value, as text, -> name: results are keyed by the value, and names are only shown."""
+        return {str(value): name for value, name in zip(self.values, self.classes, strict=True)}
+
 
 @dataclass(frozen=True)
 class Case:
-    """One volume of one patient: its files."""
+    """One volume of one patient: its files; without a label it serves the stages that need none."""
 
     id: str
     patient: str
@@ -60,34 +88,45 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Cases and their description; `given_split` is what a ``splits.json`` says, patients by subset."""
+    """Cases and their description.
+
+    Attributes:
+        root: The folder.
+        description: What it holds.
+        cases: By id.
+        given_split: What a file of splits says, patients by subset.
+        notes: What a reader should know before anything is trained: a line each.
+    """
 
     root: Path
     description: Description
     cases: tuple[Case, ...]
     given_split: Mapping[str, tuple[str, ...]] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def patients(self) -> tuple[str, ...]:
         """Every patient once, in alphabetical order."""
         return tuple(sorted({case.patient for case in self.cases}))
 
-    def cases_of(self, patients: Collection[str]) -> tuple[Case, ...]:
-        """The cases of these patients, in the order of the data set."""
-        return tuple(case for case in self.cases if case.patient in patients)
+    @property
+    def unlabelled(self) -> frozenset[str]:
+        """Patients of whom no case has a label."""
+        return frozenset(self.patients) - {case.patient for case in self.cases if case.label is not None}
+
+    def cases_of(self, patients: Collection[str], *, labels: bool = False) -> tuple[Case, ...]:
+        """The cases of these patients, in the order of the data set; with `labels`, those that have one."""
+        return tuple(c for c in self.cases if c.patient in patients and not (labels and c.label is None))
 
 
-MMWHS_NOTE = "MM-WHS 2017 (Zhuang et al., Medical Image Analysis 2019); by registration, not redistributable."
-MMWHS_VALUES = {"LV": 500, "RV": 600, "LA": 420, "RA": 550, "MYO": 205, "AA": 820, "PA": 850}
-MMWHS_FILE = re.compile(r"((ct|mr)_train_1\d\d\d)_(image|label)\.nii(?:\.gz)?")
-
-# What a dataset.json cannot say about the sets that are known by name.
+# What cannot be read of the sets that are known by name.
 KNOWN: Mapping[str, Mapping[str, Any]] = {
+    "mmwhs_ct": {"slice_size": 160, "planes": PLANES},
+    "mmwhs_mr": {"slice_size": 160, "planes": PLANES},
     "hippocampus": {
         "slice_size": 64,
         "planes": PLANES,
-        "note": "Medical Segmentation Decathlon, Task 04 (Antonelli et al., Nature Communications 2022), "
-        "CC BY-SA 4.0; "
+        "note": "Medical Segmentation Decathlon, Task 04 (Antonelli et al., Nature Communications 2022), CC BY-SA 4.0; "
         "both sides of one person may be in it, so a split by volume may not be a split by person.",
     },
     "acdc": {
@@ -97,189 +136,134 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
         "note": "ACDC (Bernard et al., IEEE TMI 2018), CC BY-NC-SA 4.0; slices lie along the short axis of the heart.",
     },
 }
+PATIENTS = {"acdc": r"^(patient\d+)_"}  # two frames of each
 
 
-def open_dataset(root: str | Path, *, modality: str | None = None) -> Dataset:
-    """Recognises the tree below `root` and lists its cases.
-
-    Args:
-        root: the folder of an MM-WHS tree or an MSD tree.
-        modality: ``"ct"`` or ``"mr"`` of an MM-WHS tree; None takes the only one there is, and CT of both.
+def open_dataset(
+    root: str | Path,
+    *,
+    modality: str | None = None,
+    patients: str | None = None,
+    split: str | None = None,
+    planes: Sequence[str] | None = None,
+) -> Dataset:
+    """Recognises the tree below `root` and lists its cases; the options are those of `Reading`.
 
     Raises:
-        ValueError: the folder is neither, or something in it is missing, doubled or outside of it.
+        ValueError: the folder is no tree, or something in it is missing, doubled or outside of it, or has several
+            meanings; the message names it and, where there is one, the option that decides.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(message("an existing data folder", root))
-    if (root / "dataset.json").is_file():
-        if modality is not None:
-            raise ValueError(message(f"no `modality` for {root}, which has a dataset.json", repr(modality)))
-        return _open_msd(root)
-    return _open_mmwhs(root, modality)
-
-
-def _open_mmwhs(root: Path, modality: str | None) -> Dataset:
-    found: dict[str, dict[str, Path]] = {}
-    for path in sorted(root.rglob("*.nii*")):
-        if (match := MMWHS_FILE.fullmatch(path.name)) and path.is_file():
-            _inside(root, path)
-            case, _, kind = match.groups()
-            _once(found.setdefault(case, {}), kind, path, case)
-    present = sorted({case[:2] for case in found})
-    if not present:
-        expected = "a dataset.json (MSD) or files like ct_train_1001_image.nii.gz (MM-WHS)"
-        raise ValueError(message(f"{expected} below {root}", "neither"))
-    modality = modality or present[0]
-    one_of("modality", modality, present)
-    cases = []
-    for case, files in sorted(found.items()):
-        if case.startswith(modality):
-            for kind, other in (("image", "label"), ("label", "image")):
-                if kind not in files:
-                    expected = f"{files[other].name.replace(other, kind)} beside {files[other]}"
-                    raise ValueError(message(f"a file like {expected}", "none"))
-            cases.append(Case(case, case, files["image"], files["label"]))
-    names, values = tuple(MMWHS_VALUES), tuple(MMWHS_VALUES.values())
-    description = Description(f"mmwhs_{modality}", names, values, fixes={421: 420}, note=MMWHS_NOTE)
-    return Dataset(root, description, tuple(cases))
-
-
-def _once(files: dict[str, Path], key: str, path: Path, what: str) -> None:
-    if key in files:
-        raise ValueError(message(f"one {key} of {what}", f"{files[key]} and {path}", "Remove one of them."))
-    files[key] = path
-
-
-def _open_msd(root: Path) -> Dataset:
-    source = root / "dataset.json"
-    _inside(root, source)
-    content = _json(source)
-    labels, training = content.get("labels"), content.get("training")
-    if not isinstance(labels, dict) or not isinstance(training, list) or not training:
-        expected = f"`labels` (a mapping) and `training` (a list of cases) in {source}"
-        raise ValueError(message(expected, f"the keys {sorted(content)}"))
-    values = {}
-    for value, name in labels.items():
-        if not (value.isdecimal() and int(value) < 2**15 and isinstance(name, str)):
-            expected = f'`labels` like {{"0": "background", "1": "name"}} in {source}'
-            raise ValueError(message(expected, f"{value!r}: {name!r}"))
-        values[int(value)] = name
-    values.pop(0, None)
-    if not 0 < len(values) < UNKNOWN:
-        raise ValueError(message(f"1 to {UNKNOWN - 1} structures in `labels` of {source}", len(values)))
-    files = [_msd_files(root, entry) for entry in training]
-    given = _given_split(root / "splits.json")
-    cases: dict[str, Case] = {}
-    labelled_by: dict[Path, str] = {}
-    for image, label in files:
-        case = Case(image.name.removesuffix(".gz").removesuffix(".nii"), "", image, label)
-        if case.id in cases:
-            raise ValueError(message(f"every case once in {source}", f"{cases[case.id].image} and {image}"))
-        if label in labelled_by:
-            raise ValueError(
-                message(f"one case with the label {label} in {source}", f"{labelled_by[label]} and {case.id}")
-            )
-        labelled_by[label] = case.id
-        patient = case.id if given is None else _patient_of(case.id, given, root / "splits.json")
-        cases[case.id] = Case(case.id, patient, image, label)
+    tree = trees.recognise(root, modality)
+    if not 0 < len(tree.structures) < UNKNOWN:
+        expected = f"1 to {UNKNOWN - 1} structures in `labels` of {tree.source}"
+        raise ValueError(message(expected, len(tree.structures)))
+    source, given = _split_file(root, split)
+    known = tree.name.lower()
+    ids = _ids(root, tree)
+    rule = patients or (
+        PATIENTS[known] if known in PATIENTS and all(re.search(PATIENTS[known], i) for i in ids) else None
+    )
+    if rule is not None:
+        patient_of = who.by_rule(rule, ids)
+    elif given is not None and "val" in given:
+        patient_of = who.by_prefix(ids, [p for part in who.PARTS for p in given[part]], source)
+    else:
+        patient_of = {case: case for case in ids}
+    split_by_patient = None if given is None else who.by_patient(given, patient_of, source)
+    sure = rule is not None or "val" in (given or {}) or known.startswith("mmwhs")
+    notes = [] if sure else who.warning(ids)
+    cases = [Case(i, patient_of[i], *files) for i, files in zip(ids, tree.files, strict=True)]
+    options, said = _slicing(cases, planes, KNOWN.get(known, {}))
+    options.setdefault("note", tree.note)
+    ordered = sorted(tree.structures.items()) if tree.ordered else list(tree.structures.items())
+    description = Description(
+        tree.name, tuple(n for _, n in ordered), tuple(v for v, _ in ordered), fixes=tree.fixes, **options
+    )  # fmt: skip
+    bare = sum(case.label is None for case in cases)
+    notes += said + ([f"{bare} volumes have no label: they serve the stages that need none."] if bare else [])
     if given is not None:
-        _no_strangers(given, {case.patient for case in cases.values()}, root / "splits.json")
-    name = str(content.get("name") or root.resolve().name)
-    licence = content.get("licence") or content.get("license") or "licence unknown"
-    note = f"{content.get('reference') or name}; {licence}"
-    ordered = sorted(values)
-    classes = tuple(values[value] for value in ordered)
-    options = KNOWN.get(name.lower()) or {"note": note, **_slicing(files[0][0])}
-    main = "transaxial" if "transaxial" in options["planes"] else options["planes"][0]
-    description = Description(name, classes, tuple(ordered), main_plane=main, **options)
-    return Dataset(root, description, tuple(cases[key] for key in sorted(cases)), given)
+        notes.append(f"The split is that of {source}.")
+    return Dataset(root, description, tuple(sorted(cases, key=lambda c: c.id)), split_by_patient, tuple(notes))
 
 
-def _inside(root: Path, path: Path) -> None:
-    """A file of a data set, whatever links lead to it, lies in its folder."""
-    if not (real := path.resolve()).is_relative_to(root.resolve()):
-        cure = "Put the file itself there, or give the folder that it lies in."
-        raise ValueError(message(f"{path} to lie in the data folder {root}", f"a link to {real}", cure))
+def _split_file(root: Path, split: str | None) -> tuple[Path, dict[str, tuple[str, ...]] | None]:
+    """The file of splits, and what its fold says."""
+    name, _, fold = (split or "").rpartition(":")
+    if split and not fold.isdecimal():
+        name, fold = split, "0"
+    if not name:
+        found = [root / each for each in ("splits.json", "splits_final.json") if (root / each).exists()]
+        if not found and split:
+            raise ValueError(
+                message(f"a splits.json or splits_final.json in {root}", "none", "Give --split FILE:FOLD.")
+            )
+        if not found:
+            return root, None
+        trees.inside(root, found[0])
+        path = found[0]
+    else:
+        path = Path(name)
+    if not path.is_file():
+        raise ValueError(message(f"the file of splits {path}", "no such file"))
+    return path, who.given_split(path, int(fold or 0))
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(message(f"JSON in {path}", repr(str(error)))) from error
-    if not isinstance(content, dict):
-        raise ValueError(message(f"a JSON object in {path}", type(content).__name__))
-    return content
+def _ids(root: Path, tree: trees.Tree) -> list[str]:
+    """A name for every case: that of its file or, where two are alike, with the folders that tell them apart."""
+    source = tree.source
+    if twice := [path for path, count in Counter(image for image, _ in tree.files).items() if count > 1]:
+        raise ValueError(message(f"every case once in {source}", f"{twice[0]} and {twice[0]}"))
+    parts = [(*path.relative_to(root).parent.parts, trees.stem(path).removesuffix(tree.suffix)) for path, _ in tree.files]
+    ids = [each[-1] for each in parts]
+    if len(set(ids)) != len(ids):
+        alike = {i for i in range(min(map(len, parts))) if len({each[i] for each in parts}) == 1}
+        ids = ["_".join(part for i, part in enumerate(each) if i not in alike) for each in parts]
+    if twice := [each for each, count in Counter(ids).items() if count > 1]:
+        raise ValueError(message(f"names of files that tell cases apart in {source}", f"{twice[0]!r} twice"))
+    return ids
 
 
-def _msd_files(root: Path, entry: object) -> tuple[Path, Path]:
-    files = []
-    for key in ("image", "label"):
-        name = entry.get(key) if isinstance(entry, dict) else None
-        if not isinstance(name, str):
-            expected = f"`image` and `label` in every case of `training` in {root / 'dataset.json'}"
-            raise ValueError(message(expected, entry))
-        relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts or "\\" in name or "\0" in name:
-            raise ValueError(message(f"paths inside of the data folder in {root / 'dataset.json'}", repr(name)))
-        path = root / relative
-        if not path.name.endswith((".nii", ".nii.gz")) or not path.is_file():
-            raise ValueError(message(f"the NIfTI file {path}, which dataset.json names", "no such file"))
-        _inside(root, path)
-        files.append(path)
-    return files[0], files[1]
+def _slicing(
+    cases: Sequence[Case], planes: Sequence[str] | None, known: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Planes and slice size from the headers of all images, most of which decide, and who differs.
+
+    Three planes for near-cubic voxels; else the plane across the coarsest axis.
+    """
+    grids = [open_grid(case.image) for case in cases]
+    votes = []
+    for grid in grids:
+        cubic = grid.spacing.max() <= 2 * grid.spacing.min()
+        votes.append(PLANES if cubic else (PLANES[int(grid.spacing.argmax())],))
+    (chosen, count), *_ = Counter(votes).most_common(1)
+    notes = []
+    if planes is not None:
+        for plane in planes:
+            one_of("planes", plane, PLANES)
+        if not planes or len(set(planes)) != len(planes):
+            raise ValueError(message("`planes` to name one or more planes, each once", list(planes)))
+        chosen = tuple(plane for plane in PLANES if plane in planes)
+    elif "planes" in known:
+        chosen = known["planes"]
+    elif count < len(cases):
+        odd = [case.id for case, vote in zip(cases, votes, strict=True) if vote != chosen]
+        notes.append(f"{_some(odd)} would be sliced in other planes, by the shape of their voxels, than the "
+                     f"{', '.join(chosen)} of most; --planes decides.")  # fmt: skip
+    main = planes[0] if planes else "transaxial" if "transaxial" in chosen else chosen[0]
+    within = [i for i, plane in enumerate(PLANES) if chosen != (plane,)]
+    longest = np.array([max(grid.shape[i] for i in within) for grid in grids])
+    field_of_view = np.array([max(grid.shape[i] * grid.spacing[i] for i in within) for grid in grids])
+    for what, values in (("voxels", longest), ("millimetres", field_of_view)):
+        middle = float(np.median(values))
+        if odd := [c.id for c, v in zip(cases, values, strict=True) if not middle / 2 <= v <= 2 * middle]:
+            notes.append(f"{_some(odd)} are unlike the others: more than twice or less than half of {middle:g} {what} "
+                         f"across a slice, as is usual here.")  # fmt: skip
+    sixteens = -(-int(np.median(longest)) // 16) * 16  # a network that halves four times needs multiples of 16
+    return {"slice_size": min(160, sixteens), **known, "planes": chosen, "main_plane": main}, notes
 
 
-def _given_split(path: Path) -> dict[str, tuple[str, ...]] | None:
-    """``splits.json``: train, val and test share no patient; every ``labelled_N`` is N patients of train."""
-    if not path.exists():
-        return None
-    _inside(path.parent, path)
-    content = _json(path)
-    given = {}
-    for key, patients in content.items():
-        if key not in ("train", "val", "test") and not re.fullmatch(r"labelled_\d+", key):
-            continue  # a note
-        if not isinstance(patients, list) or not all(isinstance(patient, str) for patient in patients):
-            raise ValueError(message(f"`{key}` to be a list of patients in {path}", patients))
-        if not patients or len(set(patients)) != len(patients):
-            raise ValueError(message(f"one or more patients in `{key}` of {path}, each once", patients))
-        given[key] = tuple(patients)
-    for key in ("train", "val", "test"):
-        if key not in given:
-            raise ValueError(message(f"`train`, `val` and `test` in {path}", f"no `{key}`"))
-    for one, other in combinations(("train", "val", "test"), 2):
-        if shared := set(given[one]) & set(given[other]):
-            raise ValueError(message(f"no patient in both `{one}` and `{other}` of {path}", sorted(shared)))
-    for key, patients in given.items():
-        if key.startswith("labelled_"):
-            count = int(key.removeprefix("labelled_"))
-            if len(patients) != count or not set(patients) <= set(given["train"]):
-                raise ValueError(message(f"`{key}` to be {count} patients of `train` in {path}", patients))
-    return given
-
-
-def _patient_of(case: str, given: Mapping[str, tuple[str, ...]], source: Path) -> str:
-    """The longest patient's name that begins the case's name and ends where a word does."""
-    patients = [patient for key in ("train", "val", "test") for patient in given[key]]
-    fitting = [p for p in patients if case == p or (case.startswith(p) and not case[len(p)].isalnum())]
-    if not fitting:
-        raise ValueError(message(f"a patient in {source} whose name begins {case!r}", "none"))
-    return max(fitting, key=len)
-
-
-def _no_strangers(given: Mapping[str, tuple[str, ...]], patients: set[str], source: Path) -> None:
-    strangers = sorted({patient for subset in given.values() for patient in subset} - patients)
-    if strangers:
-        raise ValueError(message(f"cases of every patient in {source}", f"none of {', '.join(strangers[:5])}"))
-
-
-def _slicing(path: Path) -> dict[str, Any]:
-    """Planes and slice size of an unknown set, from one header: three planes for near-cubic voxels."""
-    grid = open_grid(path)
-    cubic = grid.spacing.max() <= 2 * grid.spacing.min()
-    coarsest = int(grid.spacing.argmax())
-    longest = max(size for axis, size in enumerate(grid.shape) if cubic or axis != coarsest)
-    sixteens = -(-longest // 16) * 16  # a network that halves four times needs multiples of 16
-    return {"planes": PLANES if cubic else (PLANES[coarsest],), "slice_size": min(160, sixteens)}
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

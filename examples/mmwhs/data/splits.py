@@ -61,34 +61,44 @@ class Split:
 
 
 def make_split(dataset: Dataset, *, labelled: float | int, seed: int) -> Split:
-    """Splits a data set by patient, 2 : 1 : 1 or as its ``splits.json`` says, and draws the labelled subset.
+    """Splits a data set by patient, 2 : 1 : 1 or as its file of splits says, and draws the labelled subset.
 
     With one seed the parts stay the same whatever `labelled` is, and a smaller labelled subset lies within a
-    larger one. With seed 0 and a ``labelled_N`` in ``splits.json`` for the number asked for, it is taken.
+    larger one. With seed 0 and a ``labelled_N`` in ``splits.json`` for the number asked for, it is taken. Patients without
+    any label are of the training part, and never labelled.
 
     Args:
         dataset: the data set.
-        labelled: a fraction of the training patients in (0, 1] (float), or a count of them (int): 1.0 is all
+        labelled: a fraction of the training patients with labels in (0, 1] (float), or a count of them (int): 1.0 is all
             of them, 1 is one.
         seed: draws the parts and the labelled subset.
     """
     rng = np.random.default_rng(integer("seed", seed, least=0))
-    given = dataset.given_split
+    given, bare = dataset.given_split, dataset.unlabelled
     if given is None:
-        patients = dataset.patients
+        patients = [patient for patient in dataset.patients if patient not in bare]
         if len(patients) < 3:
             raise ValueError(message(f"at least 3 patients in {dataset.root} to split", len(patients)))
         drawn = [patients[i] for i in rng.permutation(len(patients))]
         validation, test = (len(drawn) + 1) // 4, (len(drawn) + 2) // 4
         parts = drawn[validation + test :], drawn[:validation], drawn[validation : validation + test]
-    else:
+    elif "val" in given:
         parts = given["train"], given["val"], given["test"]
+    else:  # a fold of nnU-Net holds out one part: a fifth of the others choose weights
+        drawn = [each for each in given["train"] if each not in bare]
+        drawn = [drawn[i] for i in rng.permutation(len(drawn))]
+        few = max(1, len(drawn) // 5)
+        parts = [each for each in given["train"] if each not in drawn[:few]], drawn[:few], given["test"]
     train, validation, test = (tuple(sorted(part)) for part in parts)
-    count = _count(labelled, len(train))
-    order = [train[i] for i in rng.permutation(len(train))]
+    if lost := sorted(bare & {*validation, *test}):
+        raise ValueError(message(f"labels of validation and test patients in {dataset.root}", f"none of {lost[:5]}"))
+    able = tuple(patient for patient in train if patient not in bare)
+    count = _count(labelled, len(able))
+    order = [able[i] for i in rng.permutation(len(able))]
     if given is not None and seed == 0:
         order = _after_given(given, order)
         order = list(given.get(f"labelled_{count}", order))
+    train = tuple(sorted({*train, *bare})) if given is None else train
     return Split(train, validation, test, tuple(sorted(order[:count])))
 
 

@@ -30,6 +30,7 @@ RAS = np.array([[0, 1], [1, 1], [2, 1]])
 UNKNOWN = 255  # no class has this index
 DENSEST = 1032  # deflate makes at most so many bytes of one
 PIECE = 2**20
+NEARLY = 1e-3  # a label value may be off by so much
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class _Grid:
     def spacing(self) -> np.ndarray:
         return voxel_sizes(self.affine)
 
+    def voxels(self, array: np.ndarray) -> np.ndarray:
+        """The array of the file without axes of length 1 behind the third; a view."""
+        return array.reshape(array.shape[:3], order="F")
+
     def whole(self) -> nib.Nifti1Image:
         """The file with all its voxels, of a compressed one only after its checksum was right."""
         if self.path.suffix.lower() != ".gz":
@@ -124,9 +129,11 @@ def open_grid(path: Path) -> _Grid:
         room = path.stat().st_size * (DENSEST if packed else 1)
         if _size(file) > room:  # before memory is taken for it
             raise ImageFileError(f"{room} bytes {'at most ' if packed else ''}for the {_size(file)} of its header")
-        shape, affine, kind = file.shape, np.asarray(file.affine, dtype=float), np.dtype(file.get_data_dtype()).kind
+        shape = (*file.shape[:3], *(size for size in file.shape[3:] if size != 1))
+        affine, kind = np.asarray(file.affine, dtype=float), np.dtype(file.get_data_dtype()).kind
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(message(f"a 3-D volume in {path}", f"shape {shape}"))
+        cure = f"It holds {shape[3]} volumes: save the one to use as a file of its own." if len(shape) == 4 else ""
+        raise ValueError(message(f"a 3-D volume in {path}", f"shape {shape}", cure))
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.isnan(io_orientation(affine)).any():
         cure = "Its header does not say how it lies in space."
         raise ValueError(message(f"an affine that can be inverted in {path}", affine.tolist(), cure))
@@ -174,7 +181,7 @@ def _same_grid(image: _Grid, label: _Grid) -> None:
 def _class_indices(grid: _Grid, description: "Description") -> np.ndarray:
     """Label values to class indices; any other value than those of the description is an error."""
     with _reading(grid.path):
-        values = np.asanyarray(grid.whole().dataobj)
+        values = grid.voxels(np.asanyarray(grid.whole().dataobj))
     classes = {value: index for index, value in enumerate(description.values, start=1)}
     classes |= {wrong: classes[right] for wrong, right in description.fixes.items()}
     table = np.full(max(classes) + 2, UNKNOWN, dtype=np.uint8)  # its last entry stays unknown
@@ -183,20 +190,21 @@ def _class_indices(grid: _Grid, description: "Description") -> np.ndarray:
     unknown: set[float] = set()
     for z in range(values.shape[2]):
         with np.errstate(invalid="ignore"):  # what is not a number is not a label value either
-            whole = values[..., z].astype(np.int64)
+            whole = np.rint(values[..., z]).astype(np.int64)
+            close = np.abs(whole - values[..., z].astype(float)) <= NEARLY  # a scale factor may leave 3.00000004
         index = table[np.clip(whole, -1, max(classes) + 1)]
-        indices[..., z] = np.where(whole == values[..., z], index, UNKNOWN)
+        indices[..., z] = np.where(close, index, UNKNOWN)
         if (here := indices[..., z] == UNKNOWN).any():
             unknown |= set(values[..., z][here].tolist())
     if unknown:
-        got = ", ".join(f"{value:g}" for value in sorted(unknown)[:8]) + (", ..." if len(unknown) > 8 else "")
+        got = ", ".join(f"{value:.7g}" for value in sorted(unknown)[:8]) + (", ..." if len(unknown) > 8 else "")
         raise ValueError(message(f"label values 0, {', '.join(map(str, classes))} in {grid.path}", got))
     return grid.turn(indices)
 
 
 def _normalised(grid: _Grid, low: float, high: float) -> np.ndarray:
     with _reading(grid.path):
-        image = grid.whole().get_fdata(caching="unchanged", dtype=np.float32)
+        image = grid.voxels(grid.whole().get_fdata(caching="unchanged", dtype=np.float32))
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
         raise ValueError(message(f"finite intensities in {grid.path}", f"{count} voxels that are NaN or infinite"))
@@ -215,7 +223,7 @@ def to_original(labels: np.ndarray, original: SpatialImage, description: "Descri
     """Class indices on the RAS grid become the file that `original` would have as its label.
 
     The exact inverse of :func:`load_volume` for the grid: the orientation, affine and geometry of `original`,
-    and the label values of `description`, as int16.
+    and the label values of `description`, as int16. Nothing else of the header goes over: it may name people.
 
     Args:
         labels: (X, Y, Z) class indices in RAS.
@@ -227,9 +235,14 @@ def to_original(labels: np.ndarray, original: SpatialImage, description: "Descri
     if labels.size and not 0 <= labels.min() <= labels.max() < len(table):
         raise ValueError(message(f"class indices from 0 to {len(table) - 1}", f"{labels.min()} to {labels.max()}"))
     values = apply_orientation(table[labels], to_file)
-    if values.shape != original.shape:
+    if values.shape != original.shape[:3]:
         raise ValueError(message(f"labels for a volume of shape {original.shape}", values.shape))
-    result = nib.Nifti1Image(values, original.affine, original.header)
+    result = nib.Nifti1Image(values, original.affine)
+    if isinstance(original, nib.Nifti1Image):
+        for of, to in ((original.get_qform, result.set_qform), (original.get_sform, result.set_sform)):
+            affine, code = of(coded=True)
+            if affine is not None:
+                to(affine, code=int(code))
+        result.header["xyzt_units"] = original.header["xyzt_units"] & 7  # that of space alone
     result.set_data_dtype(np.int16)
-    result.header["cal_min"] = result.header["cal_max"] = 0  # the window of an image says nothing of labels
     return result

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from examples.mmwhs.messages import message
+
 Result = Mapping[str, Any]
 METRICS: dict[str, Callable[[Result], float | None]] = {
     "Dice": lambda result: result["pooled"]["dice"]["mean"],
@@ -81,12 +83,18 @@ def best_probe(result: Result) -> tuple[str | None, float | None]:
 
 def scored(result: Result) -> str:
     """Whose patients a result is of: ``"test"`` or ``"validation"``."""
-    return result.get("scored", "test")  # results of earlier versions are of test patients and do not say so
+    return result["scored"]
 
 
 def labelled_text(count: str) -> str:
     """``"0.1"`` as 10 % labelled, ``"3"`` as 3 labelled."""
     return f"{100 * float(count):g} % labelled" if "." in count else f"{count} labelled"
+
+
+def distinct(titles: Mapping[str, str]) -> dict[str, str]:
+    """Titles by id, those that several ids share with the id behind them."""
+    several = {title for title in titles.values() if list(titles.values()).count(title) > 1}
+    return {name: f"{title} [{name}]" if title in several else title for name, title in titles.items()}
 
 
 @dataclass(frozen=True)
@@ -109,10 +117,15 @@ class Grid:
         results = list(results)
         names = sorted({r["name"] for r in results}, key=lambda n: (order.index(n) if n in order else len(order), n))
         titles = {r["name"]: r["method"] for r in results}
+        titles = distinct(titles)
         counts = sorted({str(r["asked"]) for r in results}, key=lambda c: ("." in c, float(c)))
         cells: dict[tuple[str, str], dict[int, Result]] = {}
         for result in results:
-            cells.setdefault((result["name"], str(result["asked"])), {})[result["seed"]] = result
+            cell = cells.setdefault((result["name"], str(result["asked"])), {})
+            if result["seed"] in cell:
+                got = f"two of {result['name']}, {result['asked']} labelled, seed {result['seed']}"
+                raise ValueError(message("one result of every run", got))
+            cell[result["seed"]] = result
         return cls({name: titles[name] for name in names}, tuple(counts), cells)
 
     @property
@@ -133,6 +146,16 @@ class Grid:
         """The linear probes before fine-tuning, each of its run's best level."""
         values = [best_probe(result)[1] for result in self.results(name, count).values()]
         return Summary(tuple(value for value in values if value is not None))
+
+    def probes(self, count: str) -> dict[str, dict[str, float | None]]:
+        """Title -> level -> the linear probe before fine-tuning, as the mean over the seeds."""
+        rows = {}
+        for name, title in self.methods.items():
+            probes = [result["probe"] for result in self.results(name, count).values() if "probe" in result]
+            if probes:
+                found = {level: tuple(p[level] for p in probes if p[level] is not None) for level in probes[0]}
+                rows[title] = {level: Summary(values).mean for level, values in found.items()}
+        return rows
 
     def compare(self, name: str, other: str, count: str, metric: str = "Dice") -> Difference:
         """The paired difference of two methods."""
@@ -157,7 +180,7 @@ def stuck(result: Result) -> list[str]:
     reasons = []
     stage = list(result["stages"].values())[-1]
     logged = stage.get("curves", {})
-    for index, name in enumerate(result["structures"], start=1):
+    for index, name in enumerate(result["structures"].values(), start=1):
         at_best = dict(map(tuple, logged.get(f"validation_dice_{index}", []))).get(stage.get("best_step"))
         if at_best is not None and 0 <= at_best < DEAD:
             reasons.append(f"{name} not found on validation")

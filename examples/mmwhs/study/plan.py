@@ -1,14 +1,14 @@
 """The runs of a table and the tasks they take: stages that several runs share are one task."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from examples.mmwhs import files
-from examples.mmwhs.data.datasets import open_dataset
+from examples.mmwhs.data.datasets import Reading, open_dataset
+from examples.mmwhs.study import results
 from examples.mmwhs.train import config
-from examples.mmwhs.train.setup import FORMAT, Setup
+from examples.mmwhs.train.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Job:
     settings: config.Run
     keys: tuple[str, ...]
     key: str
+
+    @property
+    def id(self) -> str:
+        """What it is known by in all files."""
+        return identity(self.name, self.settings.labels, self.settings.seed, self.key)
 
     @property
     def label(self) -> str:
@@ -48,7 +53,7 @@ class Task:
     @property
     def id(self) -> str:
         """What it is known by: tasks with one id are one."""
-        return self.job.keys[self.number] if self.trains else f"{self.job.label}-{self.job.key}"
+        return self.job.keys[self.number] if self.trains else self.job.id
 
     @property
     def text(self) -> str:
@@ -63,7 +68,7 @@ class Folders:
 
     Attributes:
         out: Its folder: ``cache`` (prepared slices), ``stages/KEY``, ``pictures``, ``failed``, ``locks``.
-        results: One JSON file for each finished run.
+        results: Where the file of results is.
     """
 
     out: Path
@@ -73,20 +78,22 @@ class Folders:
         """The folder of a stage."""
         return self.out / "stages" / key
 
-    def result(self, job: Job) -> Path:
-        """The file of a finished run."""
-        return self.results / f"{job.label}-{job.key}.json"
-
     def pictures(self, job: Job) -> Path:
         """The arrays of a run's overlay."""
-        return self.out / "pictures" / f"{job.label}-{job.key}.npz"
+        return self.out / "pictures" / f"{job.id}.npz"
 
-    def done(self, task: Task) -> bool:
-        """Whether a task has left all it has to."""
-        if not task.trains:
-            return self.result(task.job).is_file()
-        folder = self.stage(task.job.keys[task.number])
-        return (folder / "done.json").is_file() and (folder / "weights.pt").is_file()
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Results by the id of their run."""
+        return {identity(r["name"], r["asked"], r["seed"], r["key"]): r for r in results.read(self.results)}
+
+    def trained(self, key: str) -> bool:
+        """Whether a stage has left all it has to."""
+        return all((self.stage(key) / name).is_file() for name in ("done.json", "weights.pt"))
+
+
+def identity(name: str, labelled: float | int, seed: int, key: str) -> str:
+    """What a run is known by in all files."""
+    return f"{name}-{labelled}-{seed}-{key}"
 
 
 def jobs(
@@ -97,6 +104,7 @@ def jobs(
     labelled: Sequence[float | int],
     seeds: Iterable[int],
     scored: Literal["test", "validation"] = "test",
+    reading: Reading | None = None,
     compute: config.Compute,
     cache: Path,
 ) -> list[Job]:
@@ -104,12 +112,15 @@ def jobs(
 
     A method that asks for its own labelled patients runs once for each seed.
     """
-    dataset = open_dataset(data)
+    reading = reading or Reading()
+    dataset = open_dataset(data, **asdict(reading))
     planned: dict[str, Job] = {}
     for seed in seeds:
         for count in labelled:
             for name, method in methods.items():
-                settings = config.Run(data, method, scale, labelled=count, seed=seed, scored=scored, compute=compute)
+                settings = config.Run(
+                    data, method, scale, labelled=count, seed=seed, scored=scored, reading=reading, compute=compute
+                )
                 setup = Setup.of(settings, cache, dataset)
                 job = Job(name, settings, tuple(setup.keys()), setup.key())
                 planned.setdefault(job.label, job)
@@ -119,21 +130,14 @@ def jobs(
 def tasks(planned: Sequence[Job], folders: Folders) -> dict[str, tuple[Task, str | None]]:
     """What is left to do: id -> the task and the id of the one it waits for, in the order of the jobs."""
     left: dict[str, tuple[Task, str | None]] = {}
+    finished = folders.finished()
     for job in planned:
-        if folders.done(Task(job, len(job.keys))):
-            continue
         before = None
-        for number in range(len(job.keys) + 1):
+        for number in range(len(job.keys) + 1 if job.id not in finished else 0):
             task = Task(job, number)
-            if not folders.done(task):
+            if task.trains and folders.trained(task.id):
+                before = None
+            else:
                 left.setdefault(task.id, (task, before))
                 before = task.id
-            else:
-                before = None
     return left
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All finished runs in a folder of results that this version made."""
-    found = [files.read_json(path) for path in sorted(folder.glob("*.json"))]
-    return [result for result in found if result.get("format") == FORMAT]

@@ -1,21 +1,20 @@
 """What the stages of a run left in the network: a linear probe of every level, and a look at its features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from examples.mmwhs import files
-from examples.mmwhs.data.slices import SliceDataset, evaluation_slices, training_slices
+from examples.mmwhs.data.store import SliceDataset, evaluation_slices, training_slices
 from examples.mmwhs.messages import message
-from examples.mmwhs.study.figures import DPI, STRUCTURES, short
+from examples.mmwhs.study.figures import draw_features, draw_probe
 from examples.mmwhs.train import config, methods
 from examples.mmwhs.train.evaluate import scores
+from examples.mmwhs.train.run import same_run
 from examples.mmwhs.train.setup import Setup
 from mmgl_losses import FeatureTaps
 from mmgl_losses.sampling import resample
@@ -43,8 +42,12 @@ def probe(run: Path) -> dict[str, dict[str, float | None]]:
     """
     if not (run / "metrics.json").is_file():
         raise ValueError(message(f"{run} to be the folder of a finished run", "no metrics.json in it"))
+    files.own(run, "run")
     content = methods.read(run / "config.yaml")
     setup = Setup.of(config.parse(config.Run, content, where=str(run)), run / "cache")
+    same_run(run, setup)
+    if setup.store.patch:
+        raise ValueError(message(f"{run} to be a run on slices", "one on volumes"))
     training, validation = slices_of(setup)
     found: dict[str, dict[str, float | None]] = {}
     pictures: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
@@ -56,7 +59,7 @@ def probe(run: Path) -> dict[str, dict[str, float | None]]:
         found[name] = levels(features(net, training), scored, setup.classes)
         pictures[name] = {level: axes_of(*scored[level], setup.classes) for level in DRAWN}
     files.write_json(run / "probe.json", found)
-    draw_scores(run / "probe.png", found)
+    draw_probe(run / "probe.png", {f"after {stage}": row for stage, row in found.items()}, "Dice of a linear probe")
     draw_features(run / "features.png", pictures, setup.dataset.description.classes)
     return found
 
@@ -155,43 +158,3 @@ def axes_of(values: Tensor, labels: Tensor, classes: int) -> tuple[np.ndarray, n
     x = x - x.mean(0)
     _, _, axes = torch.linalg.svd(x, full_matrices=False)
     return (x @ axes[:2].T).numpy(), labels[chosen].numpy()
-
-
-def draw_scores(path: Path, found: Mapping[str, Mapping[str, float | None]]) -> None:
-    """A line for every stage: the probe's Dice at every level."""
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axis = figure.subplots()
-    for (stage, levels), colour in zip(found.items(), ("#8a949e", *STRUCTURES), strict=False):
-        values = [np.nan if dice is None else dice for dice in levels.values()]
-        axis.plot(range(len(values)), values, marker="o", markersize=4, linewidth=1.4, color=colour, label=stage)
-    axis.set_xticks(range(len(LEVELS)), [short(level) for level in LEVELS], fontsize=8)
-    axis.set_ylabel("Dice of a linear probe", fontsize=9)
-    axis.set_ylim(0, 1)
-    axis.tick_params(labelsize=8)
-    axis.grid(axis="y", color="#d7dce1", linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False, title="after", title_fontsize=8)
-    files.replace(path, lambda aside: figure.savefig(aside, dpi=DPI, format="png"))
-
-
-def draw_features(
-    path: Path, pictures: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], structures: Sequence[str]
-) -> None:
-    """A row for every stage, a panel for some levels: points on two principal axes, coloured by structure."""
-    figure = Figure(figsize=(2.5 * len(DRAWN), 2.3 * len(pictures) + 0.4), layout="constrained")
-    axes = figure.subplots(len(pictures), len(DRAWN), squeeze=False)
-    names = ["background", *structures]
-    shades = ["#c3c9cf", *(STRUCTURES[i % len(STRUCTURES)] for i in range(len(structures)))]
-    for axis, level in zip(axes[0], DRAWN, strict=True):
-        axis.set_title(level, fontsize=9)
-    for row, (stage, levels) in zip(axes, pictures.items(), strict=True):
-        for axis, (points, labels) in zip(row, levels.values(), strict=True):
-            for index, shade in enumerate(shades):
-                axis.scatter(*points[labels == index].T, s=5, color=shade, linewidths=0, alpha=0.8)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_color("#d7dce1")
-        row[0].set_ylabel(f"after {stage}", fontsize=9)
-    dot = {"linestyle": "", "marker": "o", "markersize": 5}
-    handles = [Line2D([], [], color=shade, label=name, **dot) for name, shade in zip(names, shades, strict=True)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(names)), fontsize=8, frameon=False)
-    files.replace(path, lambda aside: figure.savefig(aside, dpi=DPI, format="png"))

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from examples.mmwhs.data.datasets import Reading
 from examples.mmwhs.messages import integer, message, number
 
 T = TypeVar("T")
@@ -198,6 +199,7 @@ class Scale:
         schedules: Kind of stage -> schedule.
         slice_size: Side of a slice in pixels; None takes the data set's own.
         validation_slices: At most so many validation slices choose the best weights of fine-tuning.
+        patch: The sides in voxels of patches of volumes, which a network of three dimensions then takes in place of slices.
     """
 
     channels: list[int]
@@ -205,6 +207,15 @@ class Scale:
     norm: Literal["instance", "batch"] | None = "batch"
     slice_size: int | None = None
     validation_slices: int = 200
+    patch: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.patch is not None and len(self.patch) != 3:
+            raise ValueError(message("`patch` of three sides", self.patch))
+        for side in self.patch or ():
+            if integer("patch", side, least=1) % 2 ** (len(self.channels) - 1):
+                got = f"{side} for {len(self.channels)} levels"
+                raise ValueError(message(f"sides of `patch` in multiples of {2 ** (len(self.channels) - 1)}", got))
 
 
 @dataclass(frozen=True)
@@ -230,6 +241,7 @@ class Run:
         seed: Of the split, the network and the order of the slices.
         scored: Whose patients the finished network is scored on. What a choice may depend on is scored on validation
             patients: no test patient is opened then.
+        reading: How the folder is read, where it does not say so itself.
         compute: The machine.
     """
 
@@ -239,6 +251,7 @@ class Run:
     labelled: int | float = 0.2
     seed: int = 0
     scored: Literal["test", "validation"] = "test"
+    reading: Reading = field(default_factory=Reading)
     compute: Compute = field(default_factory=Compute)
 
     def schedule(self, stage: Stage) -> Schedule:

@@ -1,5 +1,10 @@
-"""Dice, IoU and pixel accuracy: pooled over all test slices, as in the paper, and volume by volume."""
+"""Dice, IoU and pixel accuracy, pooled over all test slices as in the paper; and Dice and distances volume by volume.
 
+Results are keyed by label value, so that no name of a structure can hide another.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -7,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from examples.mmwhs.data.datasets import Case, Description, load_volume
-from examples.mmwhs.data.slices import SliceStore, labels_from_probabilities, volume_to_slices
+from examples.mmwhs.data.datasets import Description
+from examples.mmwhs.data.slices import labels_from_probabilities, volume_to_slices
 from examples.mmwhs.data.splits import Split
+from examples.mmwhs.data.store import SliceStore
+from examples.mmwhs.data.volumes import PLANES, load_volume
 
 BATCH = 32
 SHOWN = 3  # volumes in an overlay figure
+DISTANCES = ("hd95", "assd")
 
 
 def scores(matrix: Tensor) -> dict[str, Any]:
@@ -33,19 +41,52 @@ def scores(matrix: Tensor) -> dict[str, Any]:
     return {"dice": _summary(dice), "iou": _summary(iou), "accuracy": accuracy}
 
 
-def _summary(values: list[float]) -> dict[str, Any]:
+def _summary(values: Sequence[float]) -> dict[str, Any]:
     each = [None if np.isnan(value) else value for value in values]
     return {"mean": _mean(each), "each": each}
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
 
-def _spread(values: list[float | None]) -> float | None:
+def _spread(values: Sequence[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return float(np.std(there, ddof=1)) if len(there) > 1 else None
+
+
+def distances(truth: np.ndarray, predicted: np.ndarray, classes: int, spacing: Sequence[float]) -> dict[str, Any]:
+    """Distances in mm between the surfaces of every structure, true and predicted, by MONAI.
+
+    ``hd95`` is the 95th percentile of the Hausdorff distance, the larger of both directions; ``assd`` the average symmetric
+    surface distance. A structure that is missing on either side has none (None).
+
+    Args:
+        truth: (X, Y, Z) class indices.
+        predicted: (X, Y, Z) class indices.
+        classes: Their number, background included.
+        spacing: Of the voxels in mm.
+    """
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+    found: dict[str, list[float | None]] = {name: [] for name in DISTANCES}
+    options = {"include_background": True, "spacing": [float(s) for s in spacing]}
+    for index in range(1, classes):
+        here, there = truth == index, predicted == index
+        values: list[float | None] = [None, None]
+        if here.any() and there.any():
+            box = tuple(slice(max(0, i.min() - 1), i.max() + 2) for i in np.nonzero(here | there))
+            ours, theirs = (torch.from_numpy(np.ascontiguousarray(a[box]))[None, None].float() for a in (there, here))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # MONAI warns of its own deprecations
+                values = [
+                    compute_hausdorff_distance(ours, theirs, percentile=95, **options).item(),
+                    compute_average_surface_distance(ours, theirs, symmetric=True, **options).item(),
+                ]
+        for name, value in zip(DISTANCES, values, strict=True):
+            found[name].append(value)
+    return found
 
 
 @torch.no_grad()
@@ -59,6 +100,19 @@ def probabilities(net: nn.Module, images: np.ndarray, device: torch.device) -> T
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def segment_volume(net: nn.Module, image: np.ndarray, patch: Sequence[int], device: torch.device) -> np.ndarray:
+    """Class indices (X, Y, Z) of a volume in [0, 1], by a network of three dimensions in MONAI's sliding window."""
+    from monai.inferers.utils import sliding_window_inference
+
+    whole = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None]
+    result = sliding_window_inference(
+        whole, tuple(patch), 2, net, overlap=0.5, mode="gaussian", sw_device=device, device=torch.device("cpu")
+    )
+    assert isinstance(result, Tensor)
+    return result[0].argmax(0).to(torch.uint8).numpy()
+
+
 def evaluate(
     net: nn.Module, store: SliceStore, split: Split, part: Literal["test", "validation"], *, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -70,61 +124,72 @@ def evaluate(
     """
     dataset, description = store.dataset, store.dataset.description
     classes = len(description.classes) + 1
-    cases = dataset.cases_of(getattr(split, part))
+    cases = dataset.cases_of(getattr(split, part), labels=True)
     shown = {cases[i].id for i in np.linspace(0, len(cases) - 1, min(SHOWN, len(cases))).round().astype(int)}
     pooled = MulticlassConfusionMatrix(classes, sync_on_compute=False)
     volumes: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
     net = net.eval().to(device)
     for case in cases:
-        images, labels = store.slices(case, description.main_plane)
-        result = probabilities(net, images, device)
-        pooled.update(result.argmax(dim=1), torch.from_numpy(labels).long())
-        volumes[case.id], picture = _volume(case, description, store, result)
+        images, labels = store.slices(case, store.main_plane)
+        volume = load_volume(case, description, percentiles=store.percentiles)
+        if store.patch:
+            predicted = segment_volume(net, images[0] / np.float32(255), store.patch, device)
+            pooled.update(torch.from_numpy(predicted).long(), torch.from_numpy(labels[0]).long())
+        else:
+            result = probabilities(net, images, device)
+            pooled.update(result.argmax(dim=1), torch.from_numpy(labels).long())
+            predicted = labels_from_probabilities(
+                result, volume.image.shape, description.main_plane, crop=description.crop
+            )
+        assert volume.label is not None
+        volumes[case.id] = _scores_of(volume.label, predicted, description, volume.spacing)
         if case.id in shown:
+            stacks = [volume_to_slices(a, description.main_plane) for a in (volume.image, volume.label, predicted)]
+            picture = _picture(stacks, classes, description.main_plane, volume.spacing)
             pictures |= {f"{case.id}/{key}": value for key, value in picture.items()}
-    return {"pooled": _named(scores(pooled.compute()), description), **_over(volumes, description)}, pictures
+    return {"pooled": _by_value(scores(pooled.compute()), description), **over(volumes)}, pictures
 
 
-def _volume(
-    case: Case, description: Description, store: SliceStore, result: Tensor
-) -> tuple[dict[str, float | None], dict[str, np.ndarray]]:
-    """The Dice of every structure of a volume on its own grid, and the slice that shows most of them."""
-    volume = load_volume(case, description, percentiles=store.percentiles)
-    assert volume.label is not None
-    predicted = labels_from_probabilities(result, volume.image.shape, description.main_plane, crop=description.crop)
+def _scores_of(
+    truth: np.ndarray, ours: np.ndarray, description: Description, spacing: Sequence[float]
+) -> dict[str, Any]:
+    """Dice and distances of every structure of a volume on its own grid, by label value."""
     classes = len(description.classes) + 1
-    matrix = MulticlassConfusionMatrix(classes, sync_on_compute=False)
-    truth, ours = (torch.from_numpy(np.ascontiguousarray(labels)) for labels in (volume.label, predicted))
-    matrix.update(ours.long(), truth.long())
-    each = scores(matrix.compute())["dice"]["each"]
-    stacks = [volume_to_slices(array, description.main_plane) for array in (volume.image, volume.label, predicted)]
+    pairs = truth.astype(np.int64).ravel() * classes + ours.ravel()
+    matrix = torch.from_numpy(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))
+    found = {"dice": scores(matrix)["dice"]["each"], **distances(truth, ours, classes, spacing)}
+    return {name: dict(zip(description.structures, each, strict=True)) for name, each in found.items()}
+
+
+def _picture(stacks: Sequence[np.ndarray], classes: int, plane: str, spacing: Sequence[float]) -> dict[str, np.ndarray]:
+    """Image, truth and prediction of the slice that shows most structures."""
     flat = stacks[1].reshape(len(stacks[1]), -1)
     present = sum((flat == index).any(axis=1).astype(int) for index in range(1, classes))
     best = int(np.lexsort((np.count_nonzero(flat, axis=1), present))[-1])
-    spacing = [value for plane, value in zip(_axes(description.main_plane), volume.spacing, strict=True) if plane]
     picture = dict(zip(("image", "truth", "prediction"), (stack[best].copy() for stack in stacks), strict=True))
-    picture |= {"spacing": np.asarray(spacing), "slice": np.asarray(best)}
-    return dict(zip(description.classes, each, strict=True)), picture
+    across = [value for other, value in zip(PLANES, spacing, strict=True) if other != plane]
+    return picture | {"spacing": np.asarray(across), "slice": np.asarray(best)}
 
 
-def _axes(plane: str) -> list[bool]:
-    """Which axes of a RAS volume lie in a plane."""
-    return [plane != other for other in ("sagittal", "coronal", "transaxial")]
-
-
-def _named(result: dict[str, Any], description: Description) -> dict[str, Any]:
-    """Scores with the names of the structures."""
+def _by_value(result: Mapping[str, Any], description: Description) -> dict[str, Any]:
+    """Scores by label value."""
     named = {
-        key: {"mean": result[key]["mean"], **dict(zip(description.classes, result[key]["each"], strict=True))}
+        key: {"mean": result[key]["mean"], "each": dict(zip(description.structures, result[key]["each"], strict=True))}
         for key in ("dice", "iou")
     }
     return {**named, "accuracy": result["accuracy"]}
 
 
-def _over(volumes: dict[str, dict[str, float | None]], description: Description) -> dict[str, Any]:
-    """Mean and standard deviation over the volumes, of every structure and of each volume's mean."""
-    columns = {name: [each[name] for each in volumes.values()] for name in description.classes}
-    columns = {"mean": [_mean(list(each.values())) for each in volumes.values()], **columns}
-    summary = {name: {"mean": _mean(values), "sd": _spread(values)} for name, values in columns.items()}
-    return {"per_volume": summary, "volumes": volumes}
+def over(volumes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, Any]:
+    """Mean and standard deviation over the volumes, of every structure and of each volume's mean, for every score."""
+    summary: dict[str, Any] = {}
+    for name in next(iter(volumes.values())):
+        rows = [each[name] for each in volumes.values()]
+        means = [_mean(list(row.values())) for row in rows]
+        each = {value: [row[value] for row in rows] for value in rows[0]}
+        summary[name] = {
+            "mean": {"mean": _mean(means), "sd": _spread(means)},
+            "each": {value: {"mean": _mean(column), "sd": _spread(column)} for value, column in each.items()},
+        }
+    return {"per_volume": summary, "volumes": dict(volumes)}

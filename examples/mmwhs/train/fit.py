@@ -3,6 +3,7 @@
 import csv
 import logging
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from examples.mmwhs import files
@@ -81,6 +84,59 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+class Watch(Callback):
+    """Says how far a stage is: a line every half minute, and a bar on a terminal.
+
+    Args:
+        name: Of method and stage, in words.
+        steps: Of the stage.
+        say: Takes the lines.
+        console: Where a bar is drawn; nowhere if it is None or no terminal.
+    """
+
+    PAUSE = 30.0
+
+    def __init__(self, name: str, steps: int, *, say: Callable[[str], None], console: Console | None = None) -> None:
+        self.name, self.steps, self.say = name, steps, say
+        self.bar = None
+        if console is not None and console.is_terminal and is_first():
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=console, transient=True)
+            self.task = self.bar.add_task(name, total=steps)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begins to count."""
+        self.began = self.said = time.monotonic()
+        self.first: int | None = None
+        if self.bar is not None:
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        """Says it, if it is time."""
+        step, now = trainer.global_step, time.monotonic()
+        self.first = step - 1 if self.first is None else self.first
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step)
+        if now - self.said >= self.PAUSE and is_first():
+            self.said = now
+            left = (now - self.began) / (step - self.first) * (self.steps - step)
+            known = trainer.callback_metrics
+            scored = f", validation Dice {known['validation_dice']:.3f}" if "validation_dice" in known else ""
+            loss = f"{float(outputs['loss']):.3f}"
+            self.say(f"{self.name}: step {step} of {self.steps}, loss {loss}{scored}, about {in_words(left)} left")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Takes the bar away, however the stage ended."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def in_words(value: float) -> str:
+    """``95`` seconds as ``1 min 35 s``."""
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 class StageData(lightning.LightningDataModule):
     """Training batches from the step that is next, and validation slices."""
 
@@ -121,7 +177,6 @@ def fit(
     compute: Compute,
     *,
     finish: Callable[[dict[str, Any]], None],
-    progress: bool = False,
     watch: Callback | None = None,
 ) -> None:
     """Trains a stage to its end, from the last state saved in `folder`, and takes the best weights if it validates.
@@ -133,8 +188,7 @@ def fit(
         compute: The machine.
         finish: Called on the first process with plain facts of the stage (``steps``, ``seconds``, and of a
             validated one the best Dice and its step) before any process goes on.
-        progress: Whether to draw a progress bar.
-        watch: A callback more for Lightning.
+        watch: A callback more for Lightning, such as `Watch`.
     """
     schedule, validates = module.schedule, data.validation is not None
     last, epochs = folder / "last.ckpt", schedule.steps // schedule.every
@@ -147,8 +201,6 @@ def fit(
     best = Keep(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
     always = Keep(filename="last", save_on_train_epoch_end=True, **keep)
     callbacks: list[Callback] = [timer, *([best] if validates else []), always, *([watch] if watch else [])]
-    if progress:
-        callbacks.append(RichProgressBar(leave=False))
     with quiet():
         trainer = lightning.Trainer(
             accelerator=compute.accelerator,
@@ -164,7 +216,7 @@ def fit(
             logger=CSVLogger(folder, logs.parent.name, version=logs.name),
             callbacks=callbacks,
             plugins=[WholeFiles()],
-            enable_progress_bar=progress,
+            enable_progress_bar=False,
             enable_model_summary=False,
         )
         with files.room(folder):

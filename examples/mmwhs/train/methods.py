@@ -55,9 +55,14 @@ def load_all(sources: Iterable[str | Path], overrides: Iterable[str] = ()) -> di
     for source in sources:
         for name, values in _read(Method, source).items():
             if name in found:
-                raise ValueError(message("every method once", f"{name!r} twice"))
+                cure = "The names of files are those of methods: rename one."
+                raise ValueError(message("every method once", f"{name!r} twice", cure))
             plain_name("the name of a method", str(name))
             found[name] = _finish(Method, values, given, where=name, strict=False)
+    titles = [method.title for method in found.values()]
+    if shared := {title for title in titles if titles.count(title) > 1}:
+        names = [name for name, method in found.items() if method.title in shared]
+        raise ValueError(message("every method to have its own title", f"{sorted(shared)} of {names}", "Rename one."))
     for path in given:
         name = path.split(".")[1] if path.startswith("stages.") else None
         if name and not any(stage.name == name for method in found.values() for stage in method.stages):
@@ -129,6 +134,11 @@ def _read(kind: type, source: str | Path, chain: Sequence[str] = ()) -> dict[str
     if str(path) in chain:
         raise ValueError(message("methods that extend one another without a circle", [*chain, str(path)]))
     content, chain = read(path), (*chain, str(path))
+    if isinstance(content, dict) and {"method", "scale"} <= set(content):  # the config.yaml that a run has saved
+        content = content[word]
+        if word == "method" and isinstance(content.get("stages"), list):
+            named = {s["name"]: {k: v for k, v in s.items() if k != "name"} for s in content["stages"]}
+            content = {**content, "stages": named}
     if kind is Method and isinstance(content, dict) and set(content) == {"methods"}:
         held = content["methods"]
         if name:

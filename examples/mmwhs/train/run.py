@@ -1,8 +1,10 @@
 """A run: the stages of a method in order, in a folder that a killed run continues from."""
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +12,19 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 from torch.utils.data import Subset
 
 from examples.mmwhs import files
-from examples.mmwhs.data.slices import evaluation_slices, training_slices
-from examples.mmwhs.data.splits import Split
+from examples.mmwhs.data.store import evaluation_slices, training_slices
 from examples.mmwhs.messages import message
-from examples.mmwhs.study import report
 from examples.mmwhs.train import config, methods
+from examples.mmwhs.train.check import check, device, plan, stage_module
 from examples.mmwhs.train.evaluate import evaluate
-from examples.mmwhs.train.fit import StageData, fit, is_first
+from examples.mmwhs.train.fit import StageData, Watch, fit, is_first
 from examples.mmwhs.train.predict import export
 from examples.mmwhs.train.setup import Setup
-from examples.mmwhs.train.stage import StageModule, seed_of
+from examples.mmwhs.train.stage import seed_of
 
 Say = Callable[[str], None]
 
@@ -32,41 +34,59 @@ def silent(_: str) -> None:
 
 
 def run(
-    settings: config.Run, out: Path, *, cache: Path | None = None, say: Say = silent, progress: bool = False
+    settings: config.Run, out: Path, *, cache: Path | None = None, say: Say = silent, console: Console | None = None
 ) -> dict[str, Any]:
-    """Trains, evaluates and reports one run in the folder `out`, from wherever it was left.
+    """Trains and evaluates one run in the folder `out`, from wherever it was left.
 
-    The folder holds ``config.yaml``, ``split.json``, a folder for each stage (``last.ckpt``, ``curves``,
-    ``weights.pt``, and ``done.json``, which is written last), ``model.pt`` for `predict`, ``metrics.json``,
-    ``overlay.npz``, ``curves.png``, ``overlay.png`` and ``report.html``.
+    The folder holds ``config.yaml``, ``split.json``, ``seen.json`` (digests of the data), ``log.txt``, a folder for each
+    stage (``last.ckpt``, ``curves``, ``weights.pt``, and ``done.json``, which is written last), ``model.pt`` for `predict`,
+    ``metrics.json`` and ``overlay.npz``.
 
     Args:
         settings: What to run.
         out: The folder, new or of the same run.
         cache: Where prepared slices are kept; ``out/cache`` by default.
         say: Takes a line about each thing done.
-        progress: Whether to draw progress bars.
+        console: Where to draw progress bars.
 
     Returns:
         What ``metrics.json`` holds; nothing on processes other than the first.
 
     Raises:
-        ValueError: The folder belongs to another configuration or process, the data cannot be used, a file of the
-            folder is damaged, the loss is not finite, or the disk is full.
+        ValueError: The folder belongs to another configuration, other data or another process, the data or the machine
+            cannot be used, a file of the folder is damaged, the loss is not finite, or the disk is full.
     """
-    setup = Setup.of(settings, cache or out / "cache")
-    with files.room(out), claim(out, settings, setup.split):
-        return _run(setup, out, say, progress)
+    with files.room(out), claim(out):
+        setup = Setup.of(settings, cache or out / "cache")
+        same_run(out, setup)
+        said = logged(say, out / "log.txt") if is_first() else silent
+        return _run(setup, out, said, console)
 
 
-def _run(setup: Setup, out: Path, say: Say, progress: bool) -> dict[str, Any]:
-    settings = setup.settings
+def logged(say: Say, path: Path) -> Say:
+    """Says a line and writes it down with the time."""
+
+    def both(line: str) -> None:
+        say(line)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    return both
+
+
+def _run(setup: Setup, out: Path, say: Say, console: Console | None) -> dict[str, Any]:
+    settings, stages = setup.settings, setup.settings.method.stages
+    folders = [out / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
+    if is_first() and not (out / "metrics.json").is_file():
+        for line in plan(setup, out):
+            say(line)
+        check(setup, out)
     facts: dict[str, Any] = {}
     weights: dict[str, Any] | None = None
-    for number, stage in enumerate(settings.method.stages):
-        folder = out / f"{number + 1}-{stage.name}"
+    for number, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
         if not (folder / "done.json").is_file():
-            train(setup, number, weights, folder, progress=progress)
+            name, length = f"{settings.method.title}, {stage.name}", settings.schedule(stage).steps
+            train(setup, number, weights, folder, watch=Watch(name, length, say=say, console=console))
         facts[stage.name] = files.read_json(folder / "done.json")
         weights = files.load(folder / "weights.pt")
         if is_first():
@@ -77,15 +97,12 @@ def _run(setup: Setup, out: Path, say: Say, progress: bool) -> dict[str, Any]:
         metrics, pictures = conclude(setup, weights, facts, out / "model.pt")
         files.replace(out / "overlay.npz", lambda aside: np.savez_compressed(aside, allow_pickle=False, **pictures))
         files.write_json(out / "metrics.json", metrics)
-    if not (out / "report.html").is_file():
-        report.write(out, [out])
     return files.read_json(out / "metrics.json")
 
 
 def train(
-    setup: Setup, number: int, before: Mapping[str, Any] | None, folder: Path, *, progress: bool = False,
-    watch: Callback | None = None,
-) -> None:  # fmt: skip
+    setup: Setup, number: int, before: dict[str, Any] | None, folder: Path, *, watch: Callback | None = None
+) -> None:
     """Trains one stage in its folder and, last of all, marks it as done.
 
     Args:
@@ -93,11 +110,9 @@ def train(
         number: Of the stage, from 0.
         before: Weights that the stage before left.
         folder: Of the stage.
-        progress: Whether to draw a progress bar.
         watch: A callback more for Lightning.
     """
     settings, stage = setup.settings, setup.settings.method.stages[number]
-    net = setup.network(stage, before)
     split = setup.split_of(stage)
     training = training_slices(setup.store, split, stage.name, setup.planes(stage), labels=stage.labels)
     validation = None
@@ -106,7 +121,7 @@ def train(
         few = np.linspace(0, len(validation) - 1, min(len(validation), settings.scale.validation_slices))
         validation = Subset(validation, np.unique(few.round().astype(int)).tolist())
     schedule = settings.schedule(stage)
-    module = StageModule(net, stage, schedule, classes=setup.classes, size=setup.store.size, seed=settings.seed)
+    net, module = stage_module(setup, number, before)
     order = seed_of(settings.seed, stage.name, "order")
     data = StageData(training, validation, schedule, seed=order, workers=settings.compute.workers)
 
@@ -119,7 +134,7 @@ def train(
         seen = {"slices": len(training), "patients": len({case.patient for case in training.cases})}
         files.write_json(folder / "done.json", {**facts, **seen})
 
-    fit(module, data, folder, settings.compute, finish=finish, progress=progress, watch=watch)
+    fit(module, data, folder, settings.compute, finish=finish, watch=watch)
 
 
 def conclude(
@@ -146,11 +161,12 @@ def conclude(
         "data": described.name,
         "main_plane": described.main_plane,
         "note": described.note,
-        "structures": list(described.classes),
+        "structures": described.structures,
         "labelled": list(setup.split.labelled),
         "seed": settings.seed,
         "scored": settings.scored,
         "parameters": sum(p.numel() for p in net.parameters()),
+        "made": made(),
         "stages": dict(facts),
     }
     return {**about, **metrics}, pictures
@@ -164,55 +180,61 @@ def described_stage(name: str, facts: dict[str, Any]) -> str:
     return f"{line}, {facts['seconds']:.0f} s"
 
 
-def device(compute: config.Compute) -> torch.device:
-    """Where the finished network is evaluated: the accelerator if the run may use one."""
-    if compute.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
+def made() -> dict[str, Any]:
+    """When and on what: date, machine, and versions of what decides numbers."""
+    names = ("mmgl-losses", "torch", "lightning", "kornia", "monai")
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    cpu = f"CPU ({platform.machine()}), {torch.get_num_threads()} thread(s) a run"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": cuda or cpu,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+    }
 
 
 @contextmanager
-def claim(out: Path, settings: config.Run, split: Split) -> Iterator[None]:
-    """Holds a folder that is new, and then gets configuration and split, or of the same run.
+def claim(out: Path) -> Iterator[None]:
+    """Holds the folder of a run. The first process does; where all start at once (torchrun), the others follow."""
+    if is_first():
+        with files.alone(out, "run"):
+            yield
+        return
+    while not (out / "seen.json").is_file():
+        time.sleep(0.1)
+    yield
 
-    The first process does; where all start at once (torchrun), the others wait until the folder is theirs to write to.
+
+def same_run(out: Path, setup: Setup) -> None:
+    """Writes down in a new folder what is run and what it sees; refuses the folder of another run or of other data.
 
     Raises:
-        ValueError: The folder is of another run, or holds something else, or another process is at work in it; the
-            message names the differences.
+        ValueError: The message names the differences.
     """
-    if not is_first():
-        while not (out / "split.json").is_file():
-            time.sleep(0.1)
-        yield
-        return
-    cure = "Choose another folder with --out, or remove this one."
-    if out.exists() and not out.is_dir():
-        raise ValueError(message(f"{out} to be a folder", "a file", cure))
-    strange = out.is_dir() and not (out / "config.yaml").is_file() and not all(map(files.is_ours, out.iterdir()))
-    if strange:
-        raise ValueError(message(f"{out} to be new or the folder of a run", "a folder with other files", cure))
-    with files.alone(out):
-        _same_run(out, settings, split, cure)
-        if not (out / "config.yaml").is_file():
-            files.write_text(out / "config.yaml", config.to_yaml(settings))
-        files.replace(out / "split.json", split.save)
-        yield
-
-
-def _same_run(out: Path, settings: config.Run, split: Split, cure: str) -> None:
-    mine = yaml.safe_load(config.to_yaml(settings))
-    del mine["compute"]
-    path = out / "config.yaml"
-    if path.is_file():
-        theirs = methods.read(path)
+    mine = yaml.safe_load(config.to_yaml(setup.settings))
+    found = {
+        "config.yaml": _read(methods.read, out / "config.yaml"),
+        "seen.json": _read(files.read_json, out / "seen.json"),
+    }
+    for name, said in (("config.yaml", mine), ("seen.json", setup.seen())):
+        theirs = found[name]
         if isinstance(theirs, dict):
-            theirs.pop("compute", None)
-        if differing := list(differences(theirs, mine)):
-            raise ValueError(message(f"{out} to be a folder of this run", "; ".join(differing[:4]), cure))
-        if (out / "split.json").is_file() and Split.load(out / "split.json") != split:
-            got = "a split of other patients: the data changed"
-            raise ValueError(message(f"{out} to be a folder of this run", got, cure))
+            ours = {key: value for key, value in said.items() if key != "compute"}
+            theirs = {key: value for key, value in theirs.items() if key != "compute"}
+            if differing := list(differences(theirs, ours)):
+                what = "; ".join(differing[:4]) + ("; ..." if len(differing) > 4 else "")
+                what = f"other contents: {what}" if name == "seen.json" else what
+                cure = "Choose another folder with --out, or remove this one."
+                raise ValueError(message(f"{out} to be a folder of this run", what, cure))
+    if is_first():
+        if found["config.yaml"] is None:
+            files.write_text(out / "config.yaml", config.to_yaml(setup.settings))
+        files.replace(out / "split.json", setup.split.save)
+        if found["seen.json"] is None:
+            files.write_json(out / "seen.json", setup.seen())
+
+
+def _read(reader: Callable[[Path], Any], path: Path) -> Any:
+    return reader(path) if path.is_file() else None
 
 
 def differences(theirs: Any, mine: Any, where: str = "") -> Iterator[str]:

@@ -10,13 +10,14 @@ from typing import Any, Self
 import torch
 
 from examples.mmwhs.data.datasets import Dataset, open_dataset
-from examples.mmwhs.data.slices import SliceStore
-from examples.mmwhs.data.splits import Split, make_split
+from examples.mmwhs.data.splits import LeakError, Split, make_split
+from examples.mmwhs.data.store import SliceStore
+from examples.mmwhs.messages import message
 from examples.mmwhs.train import config
 from examples.mmwhs.train.stage import seed_of
 from mmgl_losses import UNet
 
-FORMAT = 2  # raise it when the code of training or evaluation changes what a stage gives
+FORMAT = 3  # raise it when the code of training or evaluation changes what a stage gives
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,23 @@ class Setup:
             cache: Where prepared slices are kept.
             dataset: The data set of the settings.
         """
-        dataset = open_dataset(settings.data) if dataset is None else dataset
+        if dataset is None:
+            dataset = open_dataset(settings.data, **asdict(settings.reading))
         size = settings.scale.slice_size or dataset.description.slice_size
         split = make_split(dataset, labelled=settings.labels, seed=settings.seed)
-        return cls(settings, dataset, split, SliceStore(dataset, cache, size=size))
+        setup = cls(settings, dataset, split, SliceStore(dataset, cache, size=size, patch=settings.scale.patch))
+        setup.no_twins()
+        return setup
+
+    def no_twins(self) -> None:
+        """Refuses one image on two sides of the split, whatever its files are called."""
+        sides = {patient: side for side in ("train", "validation", "test") for patient in getattr(self.split, side)}
+        for twins in self.store.contents.twins(self.dataset.cases):
+            if len({sides.get(case.patient) for case in twins}) > 1:
+                got = ", ".join(f"{case.id} ({sides.get(case.patient)})" for case in twins)
+                cure = "If they are of one patient, say so with --patients; else remove one."
+                raise LeakError(message("every image on one side of the split", f"the same voxels in {got}", cure))
+        self.store.contents.keep()
 
     @property
     def classes(self) -> int:
@@ -54,6 +68,7 @@ class Setup:
         return {
             "in_channels": 1,
             "out_channels": self.classes,
+            **({"spatial_dims": 3} if scale.patch else {}),
             "channels": tuple(scale.channels),
             "norm": scale.norm,
         }
@@ -66,8 +81,7 @@ class Setup:
 
     def planes(self, stage: config.Stage) -> tuple[str, ...]:
         """The planes whose slices a stage sees."""
-        described = self.dataset.description
-        return described.planes if stage.planes == "all" else (described.main_plane,)
+        return self.store.planes if stage.planes == "all" else (self.store.main_plane,)
 
     def network(self, stage: config.Stage | None, before: Mapping[str, Any] | None) -> UNet:
         """The network as a stage finds it: the weights before it, or of the seed, where it does not inherit them.
@@ -76,7 +90,8 @@ class Setup:
         """
         torch.manual_seed(seed_of(self.settings.seed, "network"))
         net = UNet(**self.architecture)
-        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if not self.store.patch:
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if before is not None:
             parts = None if stage is None else stage.inherits
             for name in parts or ():
@@ -96,7 +111,7 @@ class Setup:
             patients = self.split_of(stage).labelled if stage.labels else self.split.train
             decides = {
                 "format": FORMAT,
-                "data": self._files(patients),
+                "data": self._files(patients, labels=stage.labels),
                 "slices": (self.store.size, self.dataset.description.crop, self.store.percentiles, self.planes(stage)),
                 "network": self.architecture,
                 "stage": _said(replace(stage, planes="main")),
@@ -114,14 +129,26 @@ class Setup:
         part = self.settings.scored
         return digest({"format": FORMAT, "last": self.keys()[-1], part: self._files(getattr(self.split, part))})
 
-    def _files(self, patients: Collection[str]) -> list[Any]:
-        """What the cases of some patients are: their names, the sizes of their files, and what labels mean."""
+    def seen(self) -> dict[str, Any]:
+        """What the run sees of the data: the description, and a digest of every file, by case."""
+        described, files = self.dataset.description, {}
+        for case in self.dataset.cases_of(self.split.train):
+            files[f"image of {case.id}"] = self.store.contents.of(case.image)
+        labelled = {p for stage in self.settings.method.stages if stage.labels for p in self.split_of(stage).labelled}
+        for patients in (labelled, self.split.validation, getattr(self.split, self.settings.scored)):
+            for case in self.dataset.cases_of(patients, labels=True):
+                image, label = self.store.contents.case(case)
+                files |= {f"image of {case.id}": image, f"label of {case.id}": label}
+        self.store.contents.keep()
+        structures = {f"structure {value}": name for value, name in described.structures.items()}
+        return {"data set": described.name, **structures, **files}
+
+    def _files(self, patients: Collection[str], *, labels: bool = True) -> list[Any]:
+        """What the cases of some patients are: their names, what their files hold, and what labels mean."""
         described = self.dataset.description
-        cases = [
-            (case.id, case.image.stat().st_size, case.label and case.label.stat().st_size)
-            for case in self.dataset.cases_of(patients)
-        ]
-        return [described.name, described.classes, described.values, cases]
+        cases = self.dataset.cases_of(patients, labels=labels)
+        held = [(case.id, *self.store.contents.case(case, label=labels)) for case in cases]
+        return [described.values, sorted(described.fixes.items()), held]
 
 
 def _said(stage: config.Stage) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One stage of training as a Lightning module: the network with its heads, the augmentation, and the loss."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -53,11 +53,13 @@ class StageModule(lightning.LightningModule):
         stage: The stage.
         schedule: Its schedule.
         classes: Number of classes, background included.
-        size: Side of a slice, for the pass that sizes the heads.
+        shape: Sides of a slice or patch, for the pass that sizes the heads.
         seed: Of the run.
     """
 
-    def __init__(self, net: nn.Module, stage: Stage, schedule: Schedule, *, classes: int, size: int, seed: int) -> None:
+    def __init__(
+        self, net: nn.Module, stage: Stage, schedule: Schedule, *, classes: int, shape: Sequence[int], seed: int
+    ) -> None:
         super().__init__()
         self.stage, self.schedule, self.classes, self.seed = stage, schedule, classes, seed
         self.augment = Augment(stage.augmentation)
@@ -67,8 +69,8 @@ class StageModule(lightning.LightningModule):
         trained = net if stage.part == "whole" else net.get_submodule(stage.part)
         self.frozen = [net.get_submodule(name).requires_grad_(False) for name in stage.frozen]
         if stage.taps and stage.head is not None:
-            images = torch.rand(2 * stage.copies, 1, size, size)
-            labels = torch.randint(classes, (len(images), size, size))
+            images = torch.rand(2 * stage.copies, 1, *shape)
+            labels = torch.randint(classes, (len(images), *shape))
             heads = {
                 tap: partial(build, part, "head", classes)
                 for tap, part in zip(stage.taps, stage.head.each(len(stage.taps)), strict=True)
@@ -116,11 +118,12 @@ class StageModule(lightning.LightningModule):
         return torch.arange(first, first + len(images) // copies, device=images.device).repeat(copies)
 
     def places(self, images: Tensor) -> Tensor:
-        """For each point of (N, 1, H, W) the number of its cell, from 1 on: (N, H, W)."""
-        cell, (height, width) = self.stage.cell, images.shape[-2:]
-        down, across = (torch.arange(n, device=images.device) // cell for n in (height, width))
-        numbers = 1 + down[:, None] * -(-width // cell) + across
-        return numbers.expand(len(images), -1, -1)
+        """For each point of (N, 1, *spatial) the number of its cell, from 1 on: (N, *spatial)."""
+        numbers = torch.zeros((), dtype=torch.long, device=images.device)
+        for side in images.shape[2:]:
+            along = torch.arange(side, device=images.device) // self.stage.cell
+            numbers = numbers[..., None] * -(-side // self.stage.cell) + along
+        return (1 + numbers).expand(len(images), *images.shape[2:])
 
     def loss_of(self, images: Tensor, ids: Tensor) -> Tensor:
         """The stage's loss of augmented images."""
@@ -138,21 +141,24 @@ class StageModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Augments, taps, and takes the loss."""
-        images, labels = batch["image"], batch["label"] if self.stage.labels else None
+        loss = self.loss_on(batch, batch["label"] if self.stage.labels else None)
+        if not loss.isfinite():
+            raise ValueError(self._not_finite(loss, batch))
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def loss_on(self, batch: Batch, labels: Tensor | None) -> Tensor:
+        """The loss of a batch of slices, augmented."""
+        images = batch["image"]
         if self.stage.moves_places:
             labels = self.places(images)
         images, labels = self.augmented(images, labels)
         ids = self.ids(images, labels, batch)
         if self.keys is None:
-            loss = self.loss_of(images, ids)
-        else:
-            (queries, others), own = images.chunk(2), ids[: len(ids) // 2]
-            keys, key_ids = self.keys(others, own)
-            loss = self.loss(self.tapped(queries)[1], own, keys=keys, key_instances=key_ids)
-        if not loss.isfinite():
-            raise ValueError(self._not_finite(loss, batch))
-        self.log("loss", loss, prog_bar=True)
-        return loss
+            return self.loss_of(images, ids)
+        (queries, others), own = images.chunk(2), ids[: len(ids) // 2]
+        keys, key_ids = self.keys(others, own)
+        return self.loss(self.tapped(queries)[1], own, keys=keys, key_instances=key_ids)
 
     def _not_finite(self, loss: Tensor, batch: Batch) -> str:
         """What there is to say of a loss that is NaN or infinite."""

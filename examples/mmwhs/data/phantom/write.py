@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 
+from examples.mmwhs import files
 from examples.mmwhs.messages import integer, message
 
 from .imaging import Scanner
@@ -27,12 +28,13 @@ def write_phantom(
     volumes: int = 20,
     shape: Sequence[int] = SHAPE,
     seed: int = 0,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write synthetic cardiac CT volumes with labels as an MM-WHS tree, and return the paths of the images.
 
     The files are ``OUT/ct_train/ct_train_1001_image.nii.gz`` (int16, Hounsfield units), ``..._label.nii.gz`` (int16,
-    the label values of MM-WHS) and so on. A file with the same name is replaced.
+    the label values of MM-WHS) and so on.
 
     Args:
         out: The folder to write to; it is made if need be.
@@ -40,16 +42,19 @@ def write_phantom(
         shape: Voxels to the right, anterior and superior. The anatomy is in millimetres: another shape samples the
             same patients in the same field of view at another spacing.
         seed: The same seed writes the same bytes.
+        overwrite: Whether `out` may hold a phantom already, whose volumes of the same names are replaced.
         progress: Called as ``progress(done, volumes)`` after every volume.
 
     Raises:
-        TypeError, ValueError: `volumes`, `shape` or `seed` is not what it has to be.
+        TypeError, ValueError: `volumes`, `shape` or `seed` is not what it has to be, or `out` holds something else.
     """
     integer("seed", seed, least=0)
     if integer("volumes", volumes, least=1) > 999:
         raise ValueError(message("`volumes` to be at most 999", volumes, "Names have four digits."))
     size = _shape(shape)
-    folder = Path(out) / "ct_train"
+    folder = files.own(Path(out), "phantom") / "ct_train"
+    if folder.exists() and not overwrite:
+        raise ValueError(message(f"no phantom in {out}", "one", "Choose another folder, or give --overwrite."))
     folder.mkdir(parents=True, exist_ok=True)
     images = []
     for index in range(volumes):
