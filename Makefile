@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 DATA ?=
 
-.PHONY: networks demo test coverage lint docs bench clean
+.PHONY: networks demo test test-examples coverage lint docs bench clean
 
 demo: $(VENV)/.examples  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
 	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-examples: $(VENV)/.test  ## the tests of the example pipeline alone
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/examples
 
 coverage: $(VENV)/.test  ## lines and branches that no test of the package reaches
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --ignore tests/examples --ignore tests/test_benchmarks.py --ignore tests/test_gpu_benchmark.py

@@ -278,7 +278,7 @@ def do_demo(args: Namespace, console: Console) -> None:
     demo(methods, args.out or Path("runs") / f"demo-{name}", console, data=args.data)
 
 
-def do_table(args: Namespace, console: Console, defaults: list[str]) -> int:
+def do_table(args: Namespace, console: Console) -> int:
     """Trains what is missing of a table and reports on all of it."""
     from examples.mmwhs import files
     from examples.mmwhs.study import plan, report, results
@@ -390,8 +390,8 @@ def main(argv: list[str] | None = None) -> int:
                 "phantom": do_phantom,
                 "run": do_run,
                 "check": do_check,
-                "table": partial(do_table, defaults=[*TABLE, *BESIDE]),
-                "ablation": partial(do_table, defaults=ABLATION),
+                "table": do_table,
+                "ablation": do_table,
                 "probe": do_probe,
                 "predict": do_predict,
             }[args.command]

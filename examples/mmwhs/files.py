@@ -27,8 +27,8 @@ AGAIN = "It is damaged: remove {}, and the same command makes it again."
 def own(folder: Path, kind: str) -> Path:
     """Makes a folder this program's own, or finds that it is; the one way in which a folder is written to or swept.
 
-    It belongs to the program when it says so by its own mark, which is made first of all. Nothing is written to or deleted
-    in any other.
+    It belongs to the program when it says so by its own mark, which is made first of all. Nothing is written to or
+    deleted in any other.
 
     Args:
         folder: New, empty, or one that the same kind of command has made.

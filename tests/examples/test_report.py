@@ -179,6 +179,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         original(figure, path)
 
     monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(figures, "DPI", 60)  # quicker
     return saved
 
 
@@ -210,7 +211,7 @@ def test_every_structure_and_method_of_an_overlay_is_there(count: int, tmp_path:
     label = (np.arange(30 * 40).reshape(30, 40) % (count + 1)).astype(np.uint8)
     picture = {"v/image": np.ones((30, 40), np.float32), "v/truth": label, "v/prediction": label,
                "v/spacing": np.array([1.0, 1.0]), "v/slice": np.array(3)}  # fmt: skip
-    methods = names(min(count, 12))
+    methods = names(min(count, 4))
     dice = {name: {"v": 0.5} for name in methods}
     figures.draw_overlay(tmp_path / "o.png", dict.fromkeys(methods, picture), dice, names(count), "transaxial")
     handles = legend_of(drawn[0])
@@ -228,15 +229,15 @@ def test_every_structure_and_method_of_an_overlay_is_there(count: int, tmp_path:
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_every_row_of_a_table_is_drawn(count: int, tmp_path: Path, drawn: list[Figure]) -> None:
+    runs = [(i, 0) for i in range(count)] + [(0, seed) for seed in range(1, count)]
     results = [
-        {**metrics(name, 0.3 + i / 100), "name": f"m{i}", "asked": 1, "seed": seed, "key": "k"}
-        for i, name in enumerate(names(count)) for seed in range(min(count, 12))
-    ]  # fmt: skip
+        {**metrics(names(count)[i], 0.3 + i / 100), "name": f"m{i}", "asked": 1, "seed": seed} for i, seed in runs
+    ]
     grid = Grid.of(results)
     figures.draw_runs(tmp_path / "r.png", grid, ["1"])
     assert sorted(t.get_text() for t in drawn[0].axes[0].get_yticklabels()) == sorted(names(count))
     seeds = [(text, colour) for text, colour in legend_of(drawn[0]) if text.startswith("seed")]
-    assert len(seeds) == len({colour for _, colour in seeds}) == min(count, 12)
+    assert len(seeds) == len({colour for _, colour in seeds}) == count
     figures.draw_probe(tmp_path / "p.png", {name: {"a": 0.5, "b": None} for name in names(count)}, "probe of $x$")
     assert len(drawn[1].axes[0].get_yticklabels()) == count
     points = {"bottleneck": (np.random.default_rng(0).random((80, 2)), np.arange(80) % (count + 1))}

@@ -62,6 +62,7 @@ def left_by_run(out: Path) -> Any:
 
 def do_table(data: Path, out: Path) -> int:
     """Two runs that share nothing but their data, task by task as the workers of a table do them; then its report."""
+    files.own(out, "table")
     jobs = plan.jobs(
         methods.load_all(["random", "mmgl_226"]),
         data=str(data),
@@ -73,7 +74,6 @@ def do_table(data: Path, out: Path) -> int:
     )
     folders = plan.Folders(out, out / "results")
     try:
-        files.own(out, "table")
         for task, _ in plan.tasks(jobs, folders).values():
             _, _, error = table.work(task, folders, os.getpid())
             if error:

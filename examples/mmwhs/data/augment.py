@@ -109,9 +109,10 @@ class Augment:
             turn[:, i, j], turn[:, j, i] = -angle.sin(), angle.sin()
             theta = turn @ theta
         shift = torch.empty(n, 3, 1).uniform_(-2, 2) * s.shift
-        grid = F.affine_grid(torch.cat([theta, shift], dim=2), list(images.shape), align_corners=False).to(
-            images.device
-        )
+        sides = torch.tensor(images.shape[:1:-1]).float()  # coordinates are fractions of these; angles are of voxels
+        theta = theta * sides / sides[:, None]
+        grid = F.affine_grid(torch.cat([theta, shift], dim=2), list(images.shape), align_corners=False)
+        grid = grid.to(images.device)
         images = F.grid_sample(images, grid, align_corners=False)
         if labels is not None:
             moved = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)

@@ -1,7 +1,7 @@
 """What a data set is, and how a folder of volumes becomes one.
 
-:mod:`examples.mmwhs.data.trees` recognises folders, :mod:`examples.mmwhs.data.patients` says who is who; names and headers
-are read here, voxels in :mod:`examples.mmwhs.data.volumes`.
+:mod:`examples.mmwhs.data.trees` recognises folders, :mod:`examples.mmwhs.data.patients` says who is who. Names and
+headers are read here, voxels in :mod:`examples.mmwhs.data.volumes`.
 """
 
 import re
@@ -163,9 +163,9 @@ def open_dataset(
     source, given = _split_file(root, split)
     known = tree.name.lower()
     ids = _ids(root, tree)
-    rule = patients or (
-        PATIENTS[known] if known in PATIENTS and all(re.search(PATIENTS[known], i) for i in ids) else None
-    )
+    rule = patients
+    if rule is None and known in PATIENTS and all(re.search(PATIENTS[known], i) for i in ids):
+        rule = PATIENTS[known]
     if rule is not None:
         patient_of = who.by_rule(rule, ids)
     elif given is not None and "val" in given:
@@ -216,7 +216,9 @@ def _ids(root: Path, tree: trees.Tree) -> list[str]:
     source = tree.source
     if twice := [path for path, count in Counter(image for image, _ in tree.files).items() if count > 1]:
         raise ValueError(message(f"every case once in {source}", f"{twice[0]} and {twice[0]}"))
-    parts = [(*path.relative_to(root).parent.parts, trees.stem(path).removesuffix(tree.suffix)) for path, _ in tree.files]
+    parts = [
+        (*path.relative_to(root).parent.parts, trees.stem(path).removesuffix(tree.suffix)) for path, _ in tree.files
+    ]
     ids = [each[-1] for each in parts]
     if len(set(ids)) != len(ids):
         alike = {i for i in range(min(map(len, parts))) if len({each[i] for each in parts}) == 1}

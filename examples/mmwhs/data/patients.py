@@ -1,7 +1,7 @@
 """Who is who: the patient of every case, by an explicit rule where there is one, and the parts that a file assigns.
 
-A split is by patient. Where no rule says which cases are of one patient, each case counts as one, and names that suggest
-otherwise are pointed out.
+A split is by patient. Where no rule says which cases are of one patient, each case counts as one, and names that
+suggest otherwise are pointed out.
 """
 
 import json
@@ -86,9 +86,9 @@ def warning(cases: Collection[str]) -> list[str]:
 def given_split(path: Path, fold: int = 0) -> dict[str, tuple[str, ...]]:
     """The parts that a file assigns, as names of cases or patients.
 
-    A mapping with ``train``, ``val``, ``test`` and subsets called ``labelled_N``; or nnU-Net's ``splits_final.json``, a list
-    of folds with ``train`` and ``val``: that ``val`` becomes ``test``, since nothing else is held out, and the patients that
-    choose weights are drawn from ``train``.
+    A mapping with ``train``, ``val``, ``test`` and subsets called ``labelled_N``; or nnU-Net's ``splits_final.json``, a
+    list of folds with ``train`` and ``val``: that ``val`` becomes ``test``, since nothing else is held out, and the
+    patients that choose weights are drawn from ``train``.
     """
     content = read_json(path)
     if isinstance(content, list):

@@ -64,13 +64,13 @@ def make_split(dataset: Dataset, *, labelled: float | int, seed: int) -> Split:
     """Splits a data set by patient, 2 : 1 : 1 or as its file of splits says, and draws the labelled subset.
 
     With one seed the parts stay the same whatever `labelled` is, and a smaller labelled subset lies within a
-    larger one. With seed 0 and a ``labelled_N`` in ``splits.json`` for the number asked for, it is taken. Patients without
-    any label are of the training part, and never labelled.
+    larger one. With seed 0 and a ``labelled_N`` in ``splits.json`` for the number asked for, it is taken. Patients
+    without any label are of the training part, and never labelled.
 
     Args:
         dataset: the data set.
-        labelled: a fraction of the training patients with labels in (0, 1] (float), or a count of them (int): 1.0 is all
-            of them, 1 is one.
+        labelled: a fraction of the training patients with labels in (0, 1] (float), or a count of them (int): 1.0 is
+            all of them, 1 is one.
         seed: draws the parts and the labelled subset.
     """
     rng = np.random.default_rng(integer("seed", seed, least=0))

@@ -1,8 +1,8 @@
 """The folders that are recognised: an MM-WHS tree, an MSD tree, and a raw data set of nnU-Net.
 
-An MM-WHS tree is any folder with files like ``ct_train_1001_image.nii.gz`` and ``ct_train_1001_label.nii.gz`` somewhere below
-it. The others have a ``dataset.json``: that of MSD (Medical Segmentation Decathlon, nnU-Net v1) lists its files in
-``training``; that of nnU-Net v2 has ``channel_names`` and leaves them to be found by their names.
+An MM-WHS tree is any folder with files like ``ct_train_1001_image.nii.gz`` and ``ct_train_1001_label.nii.gz``
+somewhere below it. The others have a ``dataset.json``: that of MSD (Medical Segmentation Decathlon, nnU-Net v1) lists
+its files in ``training``; that of nnU-Net v2 has ``channel_names`` and leaves them to be found by their names.
 """
 
 import re
@@ -24,7 +24,8 @@ NIFTI = (".nii", ".nii.gz")
 class Tree:
     """What a folder says: its files, an image and, where there is one, its label each; names by label value.
 
-    `suffix` ends the names of images and is no part of those of cases; `ordered` says whether structures are sorted by value; `source` is what says so.
+    `suffix` ends the names of images and is no part of those of cases; `ordered` says whether structures are sorted by
+    value; `source` is what says so.
     """
 
     name: str

@@ -243,6 +243,6 @@ def to_original(labels: np.ndarray, original: SpatialImage, description: "Descri
             affine, code = of(coded=True)
             if affine is not None:
                 to(affine, code=int(code))
-        result.header["xyzt_units"] = original.header["xyzt_units"] & 7  # that of space alone
+        result.header.set_xyzt_units(original.header.get_xyzt_units()[0])
     result.set_data_dtype(np.int16)
     return result

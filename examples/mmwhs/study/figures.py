@@ -31,14 +31,14 @@ Points = Sequence[tuple[int, float]]
 
 def palette(count: int) -> list[str]:
     """So many different colours; the first nine can be told apart by everybody."""
-    colours = list(FIRST[:count])
+    colours: list[str] = list(FIRST[:count])
     for i in range(count - len(colours)):  # the golden angle never comes back to a hue; lightness alternates
         shade = colorsys.hls_to_rgb((0.09 + 0.618034 * i) % 1, (0.38, 0.55, 0.72)[i % 3], (0.85, 0.6)[i // 3 % 2])
         colours.append("#" + "".join(f"{round(255 * part):02x}" for part in shade))
     return colours
 
 
-def looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
+def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour and a style of line for every name, no two alike; yellow is too pale for a line."""
     count = max(len(FIRST), -(-len(names) // len(STYLES)) + 1)
     shades = [shade for shade in palette(count) if shade != "#f0e442"]
@@ -261,7 +261,7 @@ def draw_differences(path: Path, grid: Grid, counts: Sequence[str], baseline: st
 
 
 def draw_ablation(path: Path, grid: Grid, bars: Sequence[str], count: str, paper: Mapping[str, float] | None) -> None:
-    """The bars of Fig. 3: mean Dice in percent with its standard deviation, each run a point; the paper's beside ours."""
+    """The bars of Fig. 3: mean Dice in percent and its sd, each run a point; the paper's beside ours."""
     bars = [name for name in bars if grid.results(name, count)]
     summaries = [grid.summary(name, count, "Dice") for name in bars]
     figure = Figure(figsize=(1.4 + 1.15 * len(bars), 3.1), layout="constrained")

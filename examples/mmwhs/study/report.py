@@ -191,8 +191,8 @@ def write_table(
         versions=sorted({", ".join(f"{k} {v}" for k, v in r["made"]["versions"].items()) for r in results}),
         dates=sorted({r["made"]["date"] for r in results} - {None}),
         settings={
-            grid.methods[name]: yaml.safe_dump(tables.one_of_method(grid, name)["settings"], sort_keys=False, allow_unicode=True)
-            for name in grid.methods
+            title: yaml.safe_dump(tables.one_of_method(grid, name)["settings"], sort_keys=False, allow_unicode=True)
+            for name, title in grid.methods.items()
         },
     )  # fmt: skip
     files.write_text(out / "report.html", page)
@@ -226,7 +226,7 @@ def overlay(path: Path, grid: Grid, counts: Sequence[str], pictures: Path) -> tu
     if not found:
         return None
     most = max(found, key=lambda key: len(found[key]))
-    arrays, dice = {}, {}
+    arrays, dice, result = {}, {}, {}
     for name, file in found[most].items():
         with np.load(file, allow_pickle=False) as stored:
             arrays[grid.methods[name]] = dict(stored)

@@ -101,14 +101,15 @@ def _run(ready: Sequence[Task], folders: Folders, count: int, threads: int) -> I
     """
     waiting = {task.id: task for task in ready}
     try:
-        pool = Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="all", batch_size=1)
-        calls = [delayed(work)(task, folders, os.getpid(), threads, slot) for slot, task in enumerate(ready)]
+        pool: Any = Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="all")
+        calls: Any = [delayed(work)(task, folders, os.getpid(), threads, slot) for slot, task in enumerate(ready)]
         for key, said, error in pool(calls):
             yield waiting.pop(key), said, error
     except TerminatedWorkerError:
         for task in list(waiting.values()):
             try:
-                ((_, said, error),) = Parallel(n_jobs=2)([delayed(work)(task, folders, os.getpid(), threads, 0)])
+                alone: Any = Parallel(n_jobs=2)([delayed(work)(task, folders, os.getpid(), threads, 0)])
+                ((_, said, error),) = alone
             except TerminatedWorkerError:
                 said, error = "", DEAD
             yield task, said, error

@@ -1,7 +1,7 @@
 """What can be known before the first step: the plan of a run, and whether its data, parts and machine will do.
 
-Everything that could end a run after hours is tried here in seconds: every file that it will open is opened, every stage is
-built and stepped once, the accelerator is asked for, and the disk is measured.
+Everything that could end a run after hours is tried here in seconds: every file that it will open is opened, every
+stage is built and stepped once, the accelerator is asked for, and the disk is measured.
 """
 
 import shutil
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import lightning.pytorch as lightning
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import default_collate
@@ -70,8 +71,8 @@ def check(setup: Setup, out: Path | None, *, everything: bool = False) -> None:
         everything: Whether to open the files that the run does not need, too.
 
     Raises:
-        ValueError: A file cannot be used, a stage cannot be built or stepped, there is no such machine, or the disk is too
-            full.
+        ValueError: A file cannot be used, a stage cannot be built or stepped, there is no such machine, or the disk is
+            too full.
     """
     machine(setup.settings.compute)
     cases = setup.dataset.cases if everything else seen(setup)
@@ -123,7 +124,8 @@ def steps(setup: Setup, wanted: Callable[[int], bool] = lambda number: True) -> 
     """Builds every stage and takes a step of it on two slices, forward and backward."""
     case = setup.dataset.cases_of(setup.split.labelled, labels=True)[0]
     slices = SliceDataset(setup.store, [case], (setup.store.main_plane,), labels=True)
-    full = slices.labels.reshape(len(slices), -1).any(axis=1).nonzero()[0] if slices.labels is not None else []
+    assert slices.labels is not None
+    full = np.flatnonzero(slices.labels.reshape(len(slices), -1).any(axis=1))
     chosen = [int(full[len(full) // 2]), int(full[-1])] if len(full) else [0, len(slices) - 1]
     batch = default_collate([slices[i] for i in chosen])
     for number, stage in enumerate(setup.settings.method.stages):

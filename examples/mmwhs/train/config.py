@@ -199,7 +199,8 @@ class Scale:
         schedules: Kind of stage -> schedule.
         slice_size: Side of a slice in pixels; None takes the data set's own.
         validation_slices: At most so many validation slices choose the best weights of fine-tuning.
-        patch: The sides in voxels of patches of volumes, which a network of three dimensions then takes in place of slices.
+        patch: The sides in voxels of patches of volumes, which a network of three dimensions then takes in place of
+            slices.
     """
 
     channels: list[int]

@@ -59,8 +59,8 @@ def _spread(values: Sequence[float | None]) -> float | None:
 def distances(truth: np.ndarray, predicted: np.ndarray, classes: int, spacing: Sequence[float]) -> dict[str, Any]:
     """Distances in mm between the surfaces of every structure, true and predicted, by MONAI.
 
-    ``hd95`` is the 95th percentile of the Hausdorff distance, the larger of both directions; ``assd`` the average symmetric
-    surface distance. A structure that is missing on either side has none (None).
+    ``hd95`` is the 95th percentile of the Hausdorff distance, the larger of both directions; ``assd`` the average
+    symmetric surface distance. A structure that is missing on either side has none (None).
 
     Args:
         truth: (X, Y, Z) class indices.
@@ -68,7 +68,8 @@ def distances(truth: np.ndarray, predicted: np.ndarray, classes: int, spacing: S
         classes: Their number, background included.
         spacing: Of the voxels in mm.
     """
-    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_distance import compute_average_surface_distance
 
     found: dict[str, list[float | None]] = {name: [] for name in DISTANCES}
     options = {"include_background": True, "spacing": [float(s) for s in spacing]}
@@ -143,10 +144,10 @@ def evaluate(
                 result, volume.image.shape, description.main_plane, crop=description.crop
             )
         assert volume.label is not None
-        volumes[case.id] = _scores_of(volume.label, predicted, description, volume.spacing)
+        volumes[case.id] = _scores_of(volume.label, predicted, description, volume.spacing.tolist())
         if case.id in shown:
             stacks = [volume_to_slices(a, description.main_plane) for a in (volume.image, volume.label, predicted)]
-            picture = _picture(stacks, classes, description.main_plane, volume.spacing)
+            picture = _picture(stacks, classes, description.main_plane, volume.spacing.tolist())
             pictures |= {f"{case.id}/{key}": value for key, value in picture.items()}
     return {"pooled": _by_value(scores(pooled.compute()), description), **over(volumes)}, pictures
 

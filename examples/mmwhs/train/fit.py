@@ -111,7 +111,7 @@ class Watch(Callback):
         if self.bar is not None:
             self.bar.start()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Says it, if it is time."""
         step, now = trainer.global_step, time.monotonic()
         self.first = step - 1 if self.first is None else self.first

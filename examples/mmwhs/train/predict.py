@@ -112,8 +112,8 @@ def predict(
     Args:
         checkpoint: ``model.pt`` of a finished run.
         images: Volumes, and folders of volumes.
-        out: The label file to write, ``.nii`` or ``.nii.gz``; of several volumes or a folder, a folder, in which labels are
-            named as their volumes.
+        out: The label file to write, ``.nii`` or ``.nii.gz``; of several volumes or a folder, a folder, in which labels
+            are named as their volumes.
         overwrite: Whether label files may be there already.
         with_probabilities: Whether to write, beside each label file, ``NAME_probabilities.npz`` with the probabilities
             of the classes, (n, C, S, S) float16, for the slices as the network sees them.
@@ -125,7 +125,7 @@ def predict(
     """
     given = [images] if isinstance(images, Path) else list(images)
     pairs = _pairs(given, out)
-    for image, target in pairs:
+    for _, target in pairs:
         if target.exists():
             if target.resolve() in {checkpoint.resolve(), *(each.resolve() for each, _ in pairs)}:
                 raise ValueError(message(f"no file at {target}", "a volume or the checkpoint", "Choose another name."))

@@ -38,9 +38,9 @@ def run(
 ) -> dict[str, Any]:
     """Trains and evaluates one run in the folder `out`, from wherever it was left.
 
-    The folder holds ``config.yaml``, ``split.json``, ``seen.json`` (digests of the data), ``log.txt``, a folder for each
-    stage (``last.ckpt``, ``curves``, ``weights.pt``, and ``done.json``, which is written last), ``model.pt`` for `predict`,
-    ``metrics.json`` and ``overlay.npz``.
+    The folder holds ``config.yaml``, ``split.json``, ``seen.json`` (digests of the data), ``log.txt``, a folder for
+    each stage (``last.ckpt``, ``curves``, ``weights.pt``, and ``done.json``, which is written last), ``model.pt`` for
+    `predict`, ``metrics.json`` and ``overlay.npz``.
 
     Args:
         settings: What to run.
