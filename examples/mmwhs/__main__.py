@@ -363,11 +363,11 @@ def ending_by_signals() -> Iterator[None]:
     def stop(number: int, frame: Any) -> NoReturn:
         raise StoppedError(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {}
     try:
-        for number in numbers:
-            before[number] = signal.signal(number, stop)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                before[number] = signal.signal(number, stop)
     except ValueError:  # not the main thread
         pass
     try:

@@ -73,7 +73,7 @@ def test_a_folder_of_somebody_else_is_left_as_it_is(
 
 def test_a_folder_of_another_command_is_refused(tmp_path: Path) -> None:
     files.own(tmp_path / "out", "table")
-    with pytest.raises(ValueError, match="got one made by examples.mmwhs table"):
+    with pytest.raises(ValueError, match="got one made by 'examples.mmwhs table'"):
         files.own(tmp_path / "out", "run")
     (tmp_path / "out" / files.MARK).write_text("{}")
     with pytest.raises(ValueError, match="got one made by None"):
@@ -371,10 +371,8 @@ def test_one_odd_volume_decides_for_nobody_else(tmp_path: Path) -> None:
 # 8. One sentence, and a status of its own
 
 
-@pytest.mark.parametrize("name", ["a[b]", "a[/red]x", "$x^$", "a:smile:", "ä ö"])
-def test_names_are_neither_markup_nor_formulas(
-    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_are_neither_markup_nor_formulas(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a[b] [red]c[:red] $x^$ :smile: ä"
     data = data.rename(tmp_path / name)
     source = data / "dataset.json"
     source.write_text(source.read_text().replace('"ball"', json.dumps(name)))
@@ -414,9 +412,7 @@ def test_a_wrong_command_line_is_one_line(
     assert len(lines[0]) < 500
 
 
-@pytest.mark.parametrize(
-    ("what", "number"), [("run", signal.SIGTERM), ("table", signal.SIGTERM), ("run", signal.SIGINT)]
-)
+@pytest.mark.parametrize(("what", "number"), [("run", signal.SIGTERM), ("table", signal.SIGINT)])
 def test_a_signal_ends_with_its_own_status_and_says_how_to_go_on(
     what: str, number: signal.Signals, data: Path, tmp_path: Path
 ) -> None:
@@ -447,11 +443,10 @@ def test_a_scale_factor_may_leave_a_label_a_little_off(tmp_path: Path) -> None:
     nib.save(label, path)
     described = Description("x", ("a", "b"), (1, 2))
     np.testing.assert_array_equal(load_volume(Case("a", "a", image, path), described).label, values)
-    scaled = nib.Nifti1Image((100 * values).astype(np.uint8), np.eye(4))
-    scaled.header.set_slope_inter(0.01, 0)  # in single precision
-    nib.save(scaled, path)
-    raw = bytearray(nib.load(path).to_bytes())
-    assert load_volume(Case("a", "a", image, path), Description("x", ("a", "b"), (100, 200))).label is not None or raw
+    raw = bytearray(save(tmp_path / "l.nii", (100 * values).astype(np.uint8)).read_bytes())
+    raw[112:116] = np.float32(0.01).tobytes()  # scl_slope: 100 of these are .99999998
+    (tmp_path / "l.nii").write_bytes(raw)
+    np.testing.assert_array_equal(load_volume(Case("a", "a", image, tmp_path / "l.nii"), described).label, values)
     for off in (0.01, 0.4):
         nib.save(nib.Nifti1Image(values + off, np.eye(4)), path)
         with pytest.raises(ValueError, match=rf"label values 0, 1, 2 in .*, got {off:g}, {1 + off:g}, {2 + off:g}"):

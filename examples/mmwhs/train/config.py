@@ -7,6 +7,7 @@ Neither has code of its own: heads and losses are names that `mmgl_losses.plugin
 
 import re
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -270,14 +271,20 @@ class Run:
             raise ValueError(message(expected, f"no schedule for {name!r}"))
 
 
+@cache
+def _parser(kind: type) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    return parser
+
+
 def parse(kind: type[T], values: Any, *, where: str) -> T:
     """An instance of a dataclass of this module from plain values, with every value checked.
 
     Raises:
         ValueError: A value is missing, unknown or of the wrong type; the message names it and `where`.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
+    parser = _parser(kind)
     try:
         return parser.instantiate(parser.parse_object({"value": values})).value
     except ArgumentError as error:
