@@ -23,6 +23,10 @@ DEFAULTS = config.Compute()
 TABLE = ["random", "global", "global_local", "semicontrast", "mmgl_226", "mmgl_127", "mmgl_334", "mmgl"]
 BESIDE = ["random_ds", "pcl", "moco", "mmgl_printed", "supervised_planes", "full"]
 ABLATION = ["random", "random_ds", "global_multiscale", "global_multiview", "mmgl_334"]
+MANY: dict[str, tuple[list[str], list[float | int]]] = {
+    "table": ([*TABLE, *BESIDE], [0.1, 0.2, 0.4]),
+    "ablation": (ABLATION, [0.2]),
+}
 PROGRAM = "python -m examples.mmwhs"
 
 
@@ -76,11 +80,11 @@ def parser(saved: dict[str, Any] | None = None) -> ArgumentParser:
         commands.add_subcommand(name, run, help=text)
 
     table = Parser(description="Table 1: all methods, numbers of labelled patients and seeds; resumable.")
-    _many(table, methods=[*TABLE, *BESIDE], labelled=[0.1, 0.2, 0.4])
+    _many(table, *MANY["table"])
     commands.add_subcommand("table", table, help=table.description)
 
     ablation = Parser(description="Fig. 3: what each part of MMGL adds; resumable.")
-    _many(ablation, methods=ABLATION, labelled=[0.2])
+    _many(ablation, *MANY["ablation"])
     commands.add_subcommand("ablation", ablation, help=ablation.description)
 
     probe = Parser(description="Score and draw what each stage of a run left in each level of the network.")
@@ -98,15 +102,15 @@ def parser(saved: dict[str, Any] | None = None) -> ArgumentParser:
     return top
 
 
-def _many(command: ArgumentParser, *, methods: list[str], labelled: list[float | int]) -> None:
+def _many(command: ArgumentParser, methods: list[str], labelled: list[float | int]) -> None:
     command.add_argument("--data", type=str | None, help="a data folder; not needed with --report")
     command.add_argument("--out", type=Path | None, help="the folder of all results (default: runs/table-DATA)")
     command.add_argument("--results", type=Path | None, help="the folder of results.jsonl (default: OUT/results)")
     names = f"names or YAML files (default: {' '.join(methods)})"
-    command.add_argument("--methods", type=str, nargs="+", default=methods, help=names)
-    counts = "labelled patients: counts, or fractions with a point"
-    command.add_argument("--labelled", type=int | float, nargs="+", default=labelled, help=counts)
-    command.add_argument("--seeds", type=str, nargs="+", default=["0..4"], help="numbers, or a range like 0..4")
+    command.add_argument("--methods", type=str, nargs="+", help=names)
+    counts = f"labelled patients: counts, or fractions with a point (default: {' '.join(map(str, labelled))})"
+    command.add_argument("--labelled", type=int | float, nargs="+", help=counts)
+    command.add_argument("--seeds", type=str, nargs="+", help="numbers, or a range like 0..4 (default: 0..4)")
     command.add_argument(
         "--score", type=Literal["test", "validation"], default="test",
         help="on whose patients; what is chosen by scores is chosen on validation",
@@ -278,8 +282,8 @@ def do_demo(args: Namespace, console: Console) -> None:
     demo(methods, args.out or Path("runs") / f"demo-{name}", console, data=args.data)
 
 
-def do_table(args: Namespace, console: Console) -> int:
-    """Trains what is missing of a table and reports on all of it."""
+def do_table(args: Namespace, console: Console, command: str) -> int:
+    """Trains what is missing of a table and reports on all of it; a report alone is on what is named, or on all."""
     from examples.mmwhs import files
     from examples.mmwhs.study import plan, report, results
     from examples.mmwhs.study.table import State, checked, make
@@ -290,20 +294,25 @@ def do_table(args: Namespace, console: Console) -> int:
     name = Path(args.data).resolve().name if args.data else "report"
     out = args.out or Path("runs") / f"table-{name}"
     folders = plan.Folders(out, args.results or out / "results")
-    methods = load_all(args.methods, overrides(args))
-    if args.baseline is not None:
+    methods = load_all(args.methods or MANY[command][0], overrides(args))
+    if args.baseline is not None and (args.methods or not args.report):
         one_of("baseline", args.baseline, methods)
-    jobs, seeds, state = integer("jobs", args.jobs, least=1), seeds_of(args.seeds), State(total=0)
+    jobs, seeds, state = integer("jobs", args.jobs, least=1), seeds_of(args.seeds or ["0..4"]), State(total=0)
     say = logged(console.print, files.own(out, "table") / "log.txt")
-    wanted: dict[str, Any] = {"names": list(methods), "labelled": args.labelled, "seeds": seeds, "scored": args.score}
     if args.report:
-        found = results.chosen(results.read(folders.results), **wanted)
+        found = results.chosen(
+            results.read(folders.results),
+            names=list(methods) if args.methods else [],
+            labelled=args.labelled or [],
+            seeds=seeds if args.seeds else [],
+            scored=args.score,
+        )
     else:
         planned = plan.jobs(
             methods,
             data=str(Path(args.data).resolve()),
             scale=scale_of(args),
-            labelled=args.labelled,
+            labelled=args.labelled or MANY[command][1],
             seeds=seeds,
             scored=args.score,
             reading=reading_of(args),
@@ -390,8 +399,8 @@ def main(argv: list[str] | None = None) -> int:
                 "phantom": do_phantom,
                 "run": do_run,
                 "check": do_check,
-                "table": do_table,
-                "ablation": do_table,
+                "table": partial(do_table, command="table"),
+                "ablation": partial(do_table, command="ablation"),
                 "probe": do_probe,
                 "predict": do_predict,
             }[args.command]
