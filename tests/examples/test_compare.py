@@ -7,7 +7,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from examples.mmwhs.__main__ import ABLATION, TABLE
+from examples.mmwhs.options import ABLATION, TABLE
 from examples.mmwhs.study import compare, report
 from examples.mmwhs.study.compare import Grid, difference, labelled_text, stuck
 

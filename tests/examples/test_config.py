@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.mmwhs.__main__ import parser, saved_options, settings
 from examples.mmwhs.data.augment import AUGMENTATIONS
+from examples.mmwhs.options import parser, saved_options, settings
 from examples.mmwhs.train import config, methods
 from mmgl_losses import UNet
 

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.mmwhs.data.datasets import Case, Dataset, Description, open_dataset
-from examples.mmwhs.data.volumes import PLANES, load_volume, open_grid, to_original
+from examples.mmwhs.data.datasets import Dataset, open_dataset
+from examples.mmwhs.data.description import PLANES, Case, Description
+from examples.mmwhs.data.volumes import load_volume, open_grid, to_original
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = (4, 5, 6)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from examples.mmwhs import files
-from examples.mmwhs.__main__ import ABLATION, BESIDE, TABLE, seeds_of
 from examples.mmwhs.data.augment import Augment, Settings
+from examples.mmwhs.options import ABLATION, BESIDE, TABLE, seeds_of
 from examples.mmwhs.train import config, methods, setup
 from examples.mmwhs.train import run as module
 from examples.mmwhs.train.components import MomentumQueue

@@ -20,7 +20,8 @@ import yaml
 from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
 from examples.mmwhs.data.contents import Contents
-from examples.mmwhs.data.datasets import PLANES, Case, Description, Reading, open_dataset
+from examples.mmwhs.data.datasets import Reading, open_dataset
+from examples.mmwhs.data.description import PLANES, Case, Description
 from examples.mmwhs.data.patients import suspected
 from examples.mmwhs.data.splits import LeakError, Split, make_split
 from examples.mmwhs.data.volumes import load_volume, to_original

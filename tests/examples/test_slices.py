@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from examples.mmwhs.data import store as module
-from examples.mmwhs.data.datasets import Case, Dataset, Description, open_dataset
+from examples.mmwhs.data.datasets import Dataset, open_dataset
+from examples.mmwhs.data.description import PLANES, Case, Description
 from examples.mmwhs.data.slices import (
     BATCH,
     cut,
@@ -29,7 +30,7 @@ from examples.mmwhs.data.slices import (
 )
 from examples.mmwhs.data.splits import LeakError, Split
 from examples.mmwhs.data.store import SliceDataset, SliceStore, evaluation_slices, training_slices
-from examples.mmwhs.data.volumes import PLANES, load_volume
+from examples.mmwhs.data.volumes import load_volume
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = (6, 7, 8)

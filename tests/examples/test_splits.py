@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.mmwhs.data.datasets import Case, Dataset, Description
+from examples.mmwhs.data.datasets import Dataset
+from examples.mmwhs.data.description import Case, Description
 from examples.mmwhs.data.splits import LeakError, Split, guard, make_split
 
 SPLIT = Split(("a", "b", "c"), ("d",), ("e",), ("b",))

@@ -101,6 +101,8 @@ class Augment:
     def _volumes(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Patches (B, 1, X, Y, Z) turned about each axis, zoomed and shifted; what comes from outside is 0."""
         s, n = self.settings, len(images)
+        if not (s.rotation or s.shift or s.zoom != (1.0, 1.0)):
+            return images, labels
         theta = torch.eye(3).repeat(n, 1, 1) / torch.empty(n, 1, 1).uniform_(*s.zoom)
         for i, j in ((0, 1), (0, 2), (1, 2)):
             angle = torch.deg2rad(torch.empty(n).uniform_(-1, 1) * s.rotation)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from examples.mmwhs import files
-from examples.mmwhs.data.datasets import Case
+from examples.mmwhs.data.description import Case
 from examples.mmwhs.messages import message
 
 PIECE = 2**20

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from examples.mmwhs.data.volumes import PLANES
+from examples.mmwhs.data.description import PLANES
 from examples.mmwhs.messages import message, one_of
 
 BATCH = 16  # slices resized at a time, which bounds the memory

@@ -15,10 +15,11 @@ import torch
 
 from examples.mmwhs import files
 from examples.mmwhs.data.contents import Contents
-from examples.mmwhs.data.datasets import Case, Dataset
+from examples.mmwhs.data.datasets import Dataset
+from examples.mmwhs.data.description import PLANES, Case
 from examples.mmwhs.data.slices import cut, resize_images, resize_labels, volume_to_slices
 from examples.mmwhs.data.splits import Split, guard
-from examples.mmwhs.data.volumes import PLANES, Volume, load_volume
+from examples.mmwhs.data.volumes import Volume, load_volume
 from examples.mmwhs.messages import integer, message, one_of
 
 FORMAT = 2  # raise it when what is written for a slice changes

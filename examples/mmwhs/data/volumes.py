@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -20,14 +19,10 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
+from examples.mmwhs.data.description import UNKNOWN, Case, Description
 from examples.mmwhs.messages import message, number
 
-if TYPE_CHECKING:
-    from examples.mmwhs.data.datasets import Case, Description
-
-PLANES = ("sagittal", "coronal", "transaxial")
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
-UNKNOWN = 255  # no class has this index
 DENSEST = 1032  # deflate makes at most so many bytes of one
 PIECE = 2**20
 NEARLY = 1e-3  # a label value may be off by so much
@@ -144,7 +139,7 @@ def open_grid(path: Path) -> _Grid:
     return _Grid(path, file, turned, affine @ inv_ornt_aff(turn, shape))
 
 
-def load_volume(case: "Case", description: "Description", *, percentiles: tuple[float, float] = (1.0, 99.0)) -> Volume:
+def load_volume(case: Case, description: Description, *, percentiles: tuple[float, float] = (1.0, 99.0)) -> Volume:
     """Reads a case: RAS, intensities clipped at `percentiles` and scaled to [0, 1], labels as class indices.
 
     Where both percentiles are one value (a volume that is nearly all background) the whole range is kept; a
@@ -178,7 +173,7 @@ def _same_grid(image: _Grid, label: _Grid) -> None:
         raise ValueError(message(expected, f"corners up to {apart:.3g} mm apart", cure))
 
 
-def _class_indices(grid: _Grid, description: "Description") -> np.ndarray:
+def _class_indices(grid: _Grid, description: Description) -> np.ndarray:
     """Label values to class indices; any other value than those of the description is an error."""
     with _reading(grid.path):
         values = grid.voxels(np.asanyarray(grid.whole().dataobj))
@@ -219,7 +214,7 @@ def _normalised(grid: _Grid, low: float, high: float) -> np.ndarray:
     return grid.turn(image)
 
 
-def to_original(labels: np.ndarray, original: SpatialImage, description: "Description") -> nib.Nifti1Image:
+def to_original(labels: np.ndarray, original: SpatialImage, description: Description) -> nib.Nifti1Image:
     """Class indices on the RAS grid become the file that `original` would have as its label.
 
     The exact inverse of :func:`load_volume` for the grid: the orientation, affine and geometry of `original`,

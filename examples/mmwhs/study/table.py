@@ -18,7 +18,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from examples.mmwhs import files
-from examples.mmwhs.data.datasets import Case
+from examples.mmwhs.data.description import Case
 from examples.mmwhs.study import results
 from examples.mmwhs.study.plan import Folders, Job, Task, tasks
 from examples.mmwhs.study.probe import probe_weights

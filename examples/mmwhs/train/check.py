@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import default_collate
 
-from examples.mmwhs.data.datasets import Case
+from examples.mmwhs.data.description import Case
 from examples.mmwhs.data.store import SliceDataset
 from examples.mmwhs.messages import message
 from examples.mmwhs.train.config import Compute

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from examples.mmwhs.data.datasets import Description
+from examples.mmwhs.data.description import PLANES, Description
 from examples.mmwhs.data.slices import labels_from_probabilities, volume_to_slices
 from examples.mmwhs.data.splits import Split
 from examples.mmwhs.data.store import SliceStore
-from examples.mmwhs.data.volumes import PLANES, load_volume
+from examples.mmwhs.data.volumes import load_volume
 
 BATCH = 32
 SHOWN = 3  # volumes in an overlay figure

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from examples.mmwhs import files
-from examples.mmwhs.data.datasets import Case, Description
+from examples.mmwhs.data.description import PLANES, Case, Description
 from examples.mmwhs.data.slices import cut, labels_from_probabilities, resize_images, volume_to_slices
 from examples.mmwhs.data.store import SliceStore
 from examples.mmwhs.data.trees import NIFTI, stem
-from examples.mmwhs.data.volumes import PLANES, load_volume, open_grid, to_original
+from examples.mmwhs.data.volumes import load_volume, open_grid, to_original
 from examples.mmwhs.messages import integer, message, number, one_of
 from examples.mmwhs.train.evaluate import probabilities, segment_volume
 from mmgl_losses import UNet
