@@ -198,7 +198,9 @@ def main(argv: list[str] | None = None) -> int:
         status, said = 128 + number, f"stopped by {signal.Signals(number).name}. The same command goes on from here."
     except (ValueError, TypeError) as error:
         said = str(error)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error):
+            raise  # a fault of the program: its place is worth knowing
         said = message("enough memory", "none left", "Make batches, slices or the network smaller with --set.")
     except OSError as error:
         said = message("files that can be read and written", str(error))

@@ -163,6 +163,8 @@ def test_what_a_stage_sees_decides_its_key_and_nothing_else(data: Path, tmp_path
         (["p01a", "p01b", "p02a", "p02b", "p03a", "p03b"], {"p01", "p02", "p03"}),
         (["sub-01_ses-1_T1w", "sub-01_ses-2_T1w", "sub-02_ses-1_T1w", "sub-02_ses-2_T1w"],
          {"sub-01_ses", "sub-02_ses"}),
+        (["p01_a", "p01_b", "p02_a", "p03_a", "p04_a", "p05_a"], {"p01"}),
+        (["p01", "p02", "p02_b", "p03", "p04"], {"p02"}),
         ([f"hippocampus_{i:03}" for i in range(20)], set()),
         ([f"tg4510_tp3_{i}_2013052{i % 4}_{'WU'[i % 2]}T" for i in range(1, 20)], set()),
         (["liver", "spleen", "colon"], set()),
@@ -344,6 +346,15 @@ def test_check_is_a_command_that_opens_every_file_and_trains_nothing(
     said = capsys.readouterr().err
     assert all(f"labelsTr/{patient}.nii.gz" in said for patient in (unlabelled, split.test[0]))
     assert not (tmp_path / "out").exists()
+
+
+def test_every_method_of_a_demo_is_checked_before_the_first(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(data, tmp_path / "out", "--methods", "random", "mmgl", what="demo")
+    assert main([*words, "--set", "stages.local.loss.options.formula=suppcon"]) == 2
+    assert "stage 'local' to be built and stepped" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "random").exists()
 
 
 def test_a_table_is_checked_before_any_of_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

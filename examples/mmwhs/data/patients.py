@@ -55,8 +55,8 @@ def by_prefix(cases: Collection[str], patients: Collection[str], source: Path) -
 def suspected(cases: Collection[str]) -> dict[str, list[str]]:
     """What may be patients with several cases, by names alone: what begins their names -> the cases.
 
-    Names are cut before their last words and numbers until many of them share what is left, but not all: of
-    ``p01_t1, p01_t2, p02_t1, ...`` that is ``p01`` and ``p02``; ``case_1, case_2, ...`` share nothing else.
+    Names are cut before their last words and numbers until some of them share what is left, but not most: of
+    ``p01_t1, p01_t2, p02_t1, ...`` that is ``p01``; ``case_1, case_2, ...`` share nothing else.
     """
     words = {case: [m.end() for m in re.finditer(r"\d+|[^\W\d_]+", case)] for case in cases}
     for dropped in range(1, max((len(each) for each in words.values()), default=1)):
@@ -65,9 +65,13 @@ def suspected(cases: Collection[str]) -> dict[str, list[str]]:
             groups[case[: ends[max(0, len(ends) - 1 - dropped)]] if ends else case].append(case)
         several = {start: sorted(each) for start, each in groups.items() if len(each) > 1}
         most = max(map(len, groups.values()))
-        if sum(map(len, several.values())) >= len(cases) / 2 and len(groups) > 1 and most <= max(2, len(cases) / 3):
+        if several and len(groups) > 1 and most <= max(2, len(cases) / 3):
             return several
-    return {}
+    begins = {
+        case: sorted([case, *(each for each in cases if each.startswith(case) and not each[len(case) :][:1].isalnum())])
+        for case in cases
+    }  # p01 and p01_b
+    return {case: sorted(set(each)) for case, each in begins.items() if len(set(each)) > 1}
 
 
 def warning(cases: Collection[str]) -> list[str]:

@@ -125,7 +125,9 @@ def predict(
     """
     given = [images] if isinstance(images, Path) else list(images)
     pairs = _pairs(given, out)
-    for _, target in pairs:
+    written = [target for _, target in pairs]
+    written += [_beside(target) for target in written if with_probabilities]
+    for target in written:
         if target.exists():
             if target.resolve() in {checkpoint.resolve(), *(each.resolve() for each, _ in pairs)}:
                 raise ValueError(message(f"no file at {target}", "a volume or the checkpoint", "Choose another name."))
@@ -145,10 +147,14 @@ def predict(
         files.replace(target, lambda aside, done=segmented: nib.save(done, aside))
         if with_probabilities and result is not None:
             half = result.half().numpy()
-            beside = target.with_name(f"{stem(target)}_probabilities.npz")
-            files.replace(beside, lambda aside, half=half: np.savez_compressed(aside, probabilities=half))
+            files.replace(_beside(target), lambda aside, half=half: np.savez_compressed(aside, probabilities=half))
         say(f"{number_} of {len(pairs)}: wrote {target}")
     return [target for _, target in pairs]
+
+
+def _beside(target: Path) -> Path:
+    """Where the probabilities go."""
+    return target.with_name(f"{stem(target)}_probabilities.npz")
 
 
 def _pairs(given: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:

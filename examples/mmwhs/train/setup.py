@@ -141,7 +141,8 @@ class Setup:
                 files |= {f"image of {case.id}": image, f"label of {case.id}": label}
         self.store.contents.keep()
         structures = {f"structure {value}": name for value, name in described.structures.items()}
-        return {"data set": described.name, **structures, **files}
+        slices = f"{self.store.patch or self.store.size}, {', '.join(self.store.planes)}, {described.crop}"
+        return {"data set": described.name, "slices": slices, **structures, **files}
 
     def _files(self, patients: Collection[str], *, labels: bool = True) -> list[Any]:
         """What the cases of some patients are: their names, what their files hold, and what labels mean."""
