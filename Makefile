@@ -7,13 +7,16 @@ DATA ?=
 
 NATIVE := mmgl_losses/contrast/native/engine.so
 
-.PHONY: networks demo test native sanitize coverage lint docs bench clean
+.PHONY: networks demo test test-examples native sanitize coverage lint docs bench clean
 
 demo: native  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
 	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/.test native  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-examples: $(VENV)/.test native  ## the tests of the example pipeline alone
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/examples
 
 coverage: $(VENV)/.test native  ## lines and branches that no test of the package reaches
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --ignore tests/examples --ignore tests/test_benchmarks.py --ignore tests/test_gpu_benchmark.py
@@ -46,10 +49,10 @@ $(VENV)/.examples: pyproject.toml constraints.txt
 	$(PIP) --editable ".[examples]"
 	touch $@
 
-# The nnU-Net networks pin an older timm, which needs torchvision; the networks themselves need neither.
 $(NATIVE): $(VENV)/.examples hatch_build.py $(wildcard $(dir $(NATIVE))*.cpp $(dir $(NATIVE))*.h)
 	@$(BIN)/python hatch_build.py
 
+# The nnU-Net networks pin an older timm, which needs torchvision; the networks themselves need neither.
 $(VENV)/.test: $(VENV)/.examples
 	$(PIP) --group test
 	$(PIP) --no-deps dynamic-network-architectures==0.4.4

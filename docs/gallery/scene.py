@@ -7,7 +7,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 
-from examples.mmwhs.phantom.write import make_volume
+from examples.mmwhs.data.phantom.write import make_volume
 
 NAMES = ("background", "LV", "RV", "LA", "RA", "MYO", "AA", "PA")
 VALUES = (0, 500, 600, 420, 550, 205, 820, 850)

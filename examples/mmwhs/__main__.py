@@ -1,230 +1,134 @@
-"""The command line: ``python -m examples.mmwhs demo | phantom | run | table | ablation | probe | predict``."""
+"""The command line: ``python -m examples.mmwhs demo | phantom | check | run | table | ablation | probe | predict``."""
 
+import os
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
-from rich.markup import escape
 
-from examples.mmwhs import config
-from examples.mmwhs.methods import built_in, load, load_all
-from mmgl_losses import checks
-
-DEFAULTS = config.Compute()
-# The rows of the paper's Table 1 and what stands beside them; the bars of its Fig. 3.
-TABLE = ["random", "global", "global_local", "semicontrast", "mmgl_226", "mmgl_127", "mmgl_334", "mmgl"]
-BESIDE = ["random_ds", "pcl", "moco", "mmgl_printed", "supervised_planes", "full"]
-ABLATION = ["random", "random_ds", "global_multiscale", "global_multiview", "mmgl_334"]
-
-
-def parser() -> ArgumentParser:
-    """All commands and their options."""
-    top = ArgumentParser(prog="python -m examples.mmwhs", description="Few labels, many scales: MMGL on volumes.")
-    commands = top.add_subcommands(dest="command", required=True)
-
-    demo = ArgumentParser(description="MMGL beside random initialisation, with the same few labelled patients.")
-    demo.add_argument("--data", type=str | None, help="an MM-WHS or MSD folder; a phantom is made if left out")
-    demo.add_argument("--out", type=Path | None, help="the folder of all results (default: runs/demo-DATA)")
-    demo.add_argument("--methods", type=list[str], default=["random", "mmgl"], help="what to compare")
-    _what(demo, labelled=2, scale="small")
-    _machine(demo)
-    commands.add_subcommand("demo", demo, help=demo.description)
-
-    phantom = ArgumentParser(description="Write volumes of a made-up heart, labelled as MM-WHS labels them.")
-    phantom.add_argument("out", type=Path, help="a new folder")
-    phantom.add_argument("--volumes", type=int, default=20)
-    phantom.add_argument("--shape", type=tuple[int, int, int] | None, help="voxels, as [96,96,80]")
-    phantom.add_argument("--seed", type=int, default=0)
-    commands.add_subcommand("phantom", phantom, help=phantom.description)
-
-    run = ArgumentParser(description="Train, evaluate and report one method; a killed run continues.")
-    run.add_argument("--config", action="config", help="a YAML file with any of these options")
-    run.add_argument("--data", type=str, required=True, help="an MM-WHS or MSD folder")
-    methods = ", ".join(built_in(config.Method))
-    run.add_argument("--method", type=str, default="mmgl", help=f"{methods}, or a YAML file")
-    run.add_argument("--out", type=Path | None, help="the folder of the run (default: runs/DATA-METHOD-LABELLED-SEED)")
-    _what(run, labelled=0.2, scale="paper")
-    _machine(run)
-    commands.add_subcommand("run", run, help=run.description)
-
-    table = ArgumentParser(description="Table 1: all methods, numbers of labelled patients and seeds; resumable.")
-    _many(table, methods=[*TABLE, *BESIDE], labelled=[0.1, 0.2, 0.4])
-    commands.add_subcommand("table", table, help=table.description)
-
-    ablation = ArgumentParser(description="Fig. 3: what each part of MMGL adds; resumable.")
-    _many(ablation, methods=ABLATION, labelled=[0.2])
-    commands.add_subcommand("ablation", ablation, help=ablation.description)
-
-    probe = ArgumentParser(description="Score and draw what each stage of a run left in each level of the network.")
-    probe.add_argument("run", type=Path, help="the folder of a run")
-    commands.add_subcommand("probe", probe, help=probe.description)
-
-    predict = ArgumentParser(description="Segment a NIfTI volume with the model.pt of a finished run.")
-    predict.add_argument("image", type=Path, help="the volume")
-    predict.add_argument("--checkpoint", type=Path, required=True, help="model.pt")
-    predict.add_argument("-o", "--out", type=Path, required=True, help="the label file to write")
-    predict.add_argument("--overwrite", action="store_true", help="replace the label file if it is there")
-    commands.add_subcommand("predict", predict, help=predict.description)
-    return top
-
-
-def _many(command: ArgumentParser, *, methods: list[str], labelled: list[float | int]) -> None:
-    command.add_argument("--data", type=str, required=True, help="an MM-WHS or MSD folder")
-    command.add_argument("--out", type=Path | None, help="the folder of all results (default: runs/table-DATA)")
-    command.add_argument(
-        "--results", type=Path | None, help="a JSON file for each run goes here (default: OUT/results)"
-    )
-    names = f"names or YAML files (default: {' '.join(methods)})"
-    command.add_argument("--methods", type=str, nargs="+", default=methods, help=names)
-    counts = "labelled patients: counts, or fractions with a point"
-    command.add_argument("--labelled", type=int | float, nargs="+", default=labelled, help=counts)
-    command.add_argument("--seeds", type=str, nargs="+", default=["0..4"], help="numbers, or a range like 0..4")
-    command.add_argument(
-        "--score", type=Literal["test", "validation"], default="test",
-        help="on whose patients; what is chosen by scores is chosen on validation",
-    )  # fmt: skip
-    command.add_argument(
-        "--baseline", type=str | None, help="what all are compared with (default: random, or the first)"
-    )
-    command.add_argument("--report", action="store_true", help="only report on the runs that are done already")
-    command.add_argument("--jobs", type=int, default=2, help="runs at once: a device each, or a thread each")
-    _scale(command, "small")
-    group = command.add_argument_group("machine, in the words of Lightning's Trainer")
-    group.add_argument("--accelerator", type=str, default=DEFAULTS.accelerator)
-    group.add_argument("--precision", type=str, default=DEFAULTS.precision)
-    group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices, for each run")
-
-
-def _scale(command: ArgumentParser, scale: str) -> None:
-    scales = ", ".join(built_in(config.Scale))
-    command.add_argument("--scale", type=str, default=scale, help=f"{scales}, or a YAML file")
-    override = "override a value: stages.local.loss.options.formula=mmgl, or scale.schedules.finetune.steps=600"
-    command.add_argument("--set", type=str, action="append", default=[], metavar="PATH=VALUE", help=override)
-
-
-def _what(command: ArgumentParser, *, labelled: float | int, scale: str) -> None:
-    command.add_argument(
-        "--labelled", type=int | float, default=labelled, help="labelled patients: a count, or a fraction with a point"
-    )
-    command.add_argument("--seed", type=int, default=0, help="of the split, the network and the order of the slices")
-    _scale(command, scale)
-
-
-def _machine(command: ArgumentParser) -> None:
-    group = command.add_argument_group("machine, in the words of Lightning's Trainer")
-    group.add_argument("--accelerator", type=str, default=DEFAULTS.accelerator)
-    group.add_argument("--devices", type=int | str, default=DEFAULTS.devices)
-    group.add_argument("--num-nodes", type=int, default=DEFAULTS.num_nodes)
-    group.add_argument("--precision", type=str, default=DEFAULTS.precision)
-    group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices")
-
-
-def scale_of(args: Namespace) -> config.Scale:
-    """The scale of a command with its overrides."""
-    return load(config.Scale, args.scale, [o.removeprefix("scale.") for o in args.set if o.startswith("scale.")])
-
-
-def seeds_of(texts: Iterable[str]) -> list[int]:
-    """``["0..2", "7"]`` as [0, 1, 2, 7]."""
-    found: dict[int, None] = {}
-    for text in texts:
-        first, dots, last = text.partition("..")
-        if not first.isdecimal() or (dots and not last.isdecimal()):
-            raise ValueError(checks.message("`seeds` like 3 or 0..4", repr(text)))
-        found |= dict.fromkeys(range(int(first), int(last if dots else first) + 1))
-    return list(found)
-
-
-def settings(args: Namespace, method: str, data: str) -> config.Run:
-    """The configuration of a run from the options of a command."""
-    return config.Run(
-        data=str(Path(data).resolve()),
-        method=load(config.Method, method, [o for o in args.set if not o.startswith("scale.")]),
-        scale=scale_of(args),
-        labelled=args.labelled,
-        seed=args.seed,
-        compute=config.Compute(
-            accelerator=args.accelerator,
-            devices=args.devices,
-            num_nodes=args.num_nodes,
-            precision=args.precision,
-            workers=args.workers,
-        ),
-    )
+from examples.mmwhs.messages import integer, message, one_of
+from examples.mmwhs.options import MANY, overrides, parser, reading_of, saved_options, scale_of, seeds_of, settings
+from examples.mmwhs.train import config
+from examples.mmwhs.train.methods import load, load_all
 
 
 def do_phantom(args: Namespace, console: Console) -> None:
     """Writes a phantom."""
-    from examples.mmwhs.phantom import write_phantom
+    from examples.mmwhs.data.phantom import write_phantom
 
     shape = {} if args.shape is None else {"shape": args.shape}
-    write_phantom(args.out, volumes=args.volumes, seed=args.seed, **shape)
+    write_phantom(args.out, volumes=args.volumes, seed=args.seed, overwrite=args.overwrite, **shape)
     console.print(f"{args.volumes} volumes in {args.out}")
 
 
 def do_run(args: Namespace, console: Console) -> None:
     """Trains one method."""
-    from examples.mmwhs.demo import table
-    from examples.mmwhs.run import run
+    from examples.mmwhs.study import report
+    from examples.mmwhs.train.run import run
 
-    chosen = settings(args, args.method, args.data)
-    name = f"{Path(chosen.data).name}-{Path(args.method).stem}-{chosen.labels}-{args.seed}"
-    out = args.out or Path("runs") / name
-    metrics = run(chosen, out, say=console.print, progress=console.is_terminal)
+    chosen = settings(args, load(config.Method, args.method, overrides(args)), args.data)
+    word = Path(args.method).stem.partition(":")[0]
+    name = "run" if word == "config" else word
+    out = args.out or Path("runs") / f"{Path(chosen.data).name}-{name}-{chosen.labels}-{args.seed}"
+    metrics = run(chosen, out, say=console.print, console=console)
     if metrics:
-        console.print(table({metrics["method"]: metrics}))
-        console.print(f"Report: {out / 'report.html'}")
+        page = report.write_runs(out, {name: out})
+        console.print(report.console_table({name: metrics}))
+        console.print(f"Report: {page}")
+
+
+def do_check(args: Namespace, console: Console) -> None:
+    """Says what a run would do and whether it can."""
+    from tempfile import TemporaryDirectory
+
+    from examples.mmwhs.train.check import check, plan
+    from examples.mmwhs.train.setup import Setup
+
+    chosen = settings(args, load(config.Method, args.method, overrides(args)), args.data)
+    with TemporaryDirectory() as cache:
+        setup = Setup.of(chosen, Path(cache))
+        for line in plan(setup, args.out):
+            console.print(line)
+        check(setup, args.out or Path(), everything=True)
+    console.print("All files can be used, every stage was built and stepped once, and there is such a machine.")
 
 
 def do_demo(args: Namespace, console: Console) -> None:
     """Trains the methods side by side."""
-    from examples.mmwhs.demo import demo
+    from examples.mmwhs.study.demo import demo
 
-    methods = {Path(name).stem: partial(settings, args, name) for name in args.methods}
+    methods = {
+        name: partial(settings, args, method) for name, method in load_all(args.methods, overrides(args)).items()
+    }
     name = "phantom" if args.data is None else Path(args.data).resolve().name
     demo(methods, args.out or Path("runs") / f"demo-{name}", console, data=args.data)
 
 
-def do_table(args: Namespace, console: Console) -> int:
-    """Trains what is missing of a table and reports on all of it."""
-    from examples.mmwhs import plan, progress, tablereport
-    from examples.mmwhs.table import State, make
+def do_table(args: Namespace, console: Console, command: str) -> int:
+    """Trains what is missing of a table and reports on all of it; a report alone is on what is named, or on all."""
+    from examples.mmwhs import files
+    from examples.mmwhs.study import plan, report, results
+    from examples.mmwhs.study.table import State, checked, make
+    from examples.mmwhs.train.run import logged
 
-    data = str(Path(args.data).resolve())
-    out = args.out or Path("runs") / f"table-{Path(data).name}"
+    if args.data is None and not args.report:
+        raise ValueError(message("a data folder, --data", "none"))
+    name = Path(args.data).resolve().name if args.data else "report"
+    out = args.out or Path("runs") / f"table-{name}"
     folders = plan.Folders(out, args.results or out / "results")
-    methods = load_all(args.methods, [o for o in args.set if not o.startswith("scale.")])
-    planned = plan.jobs(
-        methods,
-        data=data,
-        scale=scale_of(args),
-        labelled=args.labelled,
-        seeds=seeds_of(args.seeds),
-        scored=args.score,
-        compute=config.Compute(accelerator=args.accelerator, precision=args.precision, workers=args.workers),
-        cache=out / "cache",
-    )
-    if args.baseline is not None:
-        checks.one_of("baseline", args.baseline, methods)
-    jobs = checks.integer("jobs", args.jobs, least=1)
-    with progress.View(planned, folders, console) as view:
-        state = State(total=0) if args.report else make(planned, folders, count=jobs, show=view.show)
-    view.conclude(state)
-    if view.results:
-        page = tablereport.write(
-            out, list(view.results.values()), out / "pictures", order=list(methods), baseline=args.baseline
+    methods = load_all(args.methods or MANY[command][0], overrides(args))
+    if args.baseline is not None and (args.methods or not args.report):
+        one_of("baseline", args.baseline, methods)
+    jobs, seeds, state = integer("jobs", args.jobs, least=1), seeds_of(args.seeds or ["0..4"]), State(total=0)
+    say = logged(console.print, files.own(out, "table") / "log.txt")
+    if args.report:
+        found = results.chosen(
+            results.read(folders.results),
+            names=list(methods) if args.methods else [],
+            labelled=args.labelled or [],
+            seeds=seeds if args.seeds else [],
+            scored=args.score,
         )
+    else:
+        planned = plan.jobs(
+            methods,
+            data=str(Path(args.data).resolve()),
+            scale=scale_of(args),
+            labelled=args.labelled or MANY[command][1],
+            seeds=seeds,
+            scored=args.score,
+            reading=reading_of(args),
+            compute=config.Compute(accelerator=args.accelerator, precision=args.precision, workers=args.workers),
+            cache=out / "cache",
+        )
+        there = folders.finished()
+        say(f"{sum(job.id in there for job in planned)} of {len(planned)} runs are done already.")
+        if left := [job for job in planned if job.id not in there]:
+            checked(left, folders, say)
+            state = make(planned, folders, count=jobs, say=say)
+        there = folders.finished()
+        found = [there[job.id] for job in planned if job.id in there]
+        say(f"{state.made} of {state.total} steps done here; {len(found)} of {len(planned)} runs are done.")
+    for task, error in state.failed.values():
+        say(f"failed: {task.text}: {error}; see {out / 'failed'}. The same command tries again.")
+    if found:
+        page = report.write_table(out, found, out / "pictures", order=list(methods), baseline=args.baseline)
+        console.print((out / "table.md").read_text(encoding="utf-8"))
         console.print(f"Report: {page}")
+    elif args.report:
+        raise ValueError(message(f"results of these methods in {folders.results}", "none"))
     return 1 if state.failed else 0
 
 
 def do_probe(args: Namespace, console: Console) -> None:
     """Probes the stages of a run."""
-    from examples.mmwhs.probe import probe
+    from examples.mmwhs.study.probe import probe
 
     for stage, levels in probe(args.run).items():
         scores = ", ".join(f"{level} {'–' if dice is None else f'{dice:.3f}'}" for level, dice in levels.items())
@@ -233,35 +137,80 @@ def do_probe(args: Namespace, console: Console) -> None:
 
 
 def do_predict(args: Namespace, console: Console) -> None:
-    """Segments a volume."""
-    from examples.mmwhs.predict import predict
+    """Segments volumes."""
+    from examples.mmwhs.train.check import device, machine
+    from examples.mmwhs.train.predict import predict
 
-    predict(args.checkpoint, args.image, args.out, overwrite=args.overwrite)
-    console.print(f"Wrote {args.out}")
+    compute = config.Compute(accelerator=args.accelerator)
+    machine(compute)
+    predict(
+        args.checkpoint, args.images, args.out, overwrite=args.overwrite, with_probabilities=args.probabilities,
+        device=device(compute), say=console.print,
+    )  # fmt: skip
+
+
+class StoppedError(BaseException):
+    """A signal asked the program to end."""
+
+
+@contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the work where it is, and not, as Lightning has it, with success."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise StoppedError(number)
+
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                before[number] = signal.signal(number, stop)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; an error of the user is one sentence and exit status 2."""
-    args = parser().parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
-    command = {
-        "demo": do_demo,
-        "phantom": do_phantom,
-        "run": do_run,
-        "table": do_table,
-        "ablation": do_table,
-        "probe": do_probe,
-        "predict": do_predict,
-    }[args.command]
+    """Runs a command. What goes wrong becomes a sentence here, and nowhere else: status 2; 128 + n after signal n."""
+    argv = sys.argv[1:] if argv is None else argv
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    status, said = 2, ""
     try:
-        return command(args[args.command], console) or 0
-    except ValueError as error:
+        with ending_by_signals():
+            args = parser(saved_options(argv)).parse_args(argv)
+            command = {
+                "demo": do_demo,
+                "phantom": do_phantom,
+                "run": do_run,
+                "check": do_check,
+                "table": partial(do_table, command="table"),
+                "ablation": partial(do_table, command="ablation"),
+                "probe": do_probe,
+                "predict": do_predict,
+            }[args.command]
+            return command(args[args.command], console) or 0
+    except StoppedError as error:
+        number = int(error.args[0])
+        status, said = 128 + number, f"stopped by {signal.Signals(number).name}. The same command goes on from here."
+    except (ValueError, TypeError) as error:
         said = str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error):
+            raise  # a fault of the program: its place is worth knowing
+        said = message("enough memory", "none left", "Make batches, slices or the network smaller with --set.")
     except OSError as error:
-        said = checks.message("files that can be read and written", str(error))
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(said)}")
-    return 2
+        said = message("files that can be read and written", str(error))
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(f"error: {said}")
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code > 128:  # nothing that still runs may hold up the end or change its status
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,11 +16,45 @@ from uuid import uuid4
 import torch
 from filelock import FileLock, Timeout
 
-from mmgl_losses.checks import message
+from examples.mmwhs.messages import message
 
-LOCK = ".lock"
+MARK, LOCK = "mmwhs.json", ".lock"
+ASIDE = re.compile(r"\.[0-9a-f]{32}\.part-.+")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 AGAIN = "It is damaged: remove {}, and the same command makes it again."
+
+
+def own(folder: Path, kind: str) -> Path:
+    """Makes a folder this program's own, or finds that it is; the one way in which a folder is written to or swept.
+
+    It belongs to the program when it says so by its own mark, which is made first of all. Nothing is written to or
+    deleted in any other.
+
+    Args:
+        folder: New, empty, or one that the same kind of command has made.
+        kind: Of command: ``run``, ``demo``, ``table`` or ``phantom``.
+
+    Raises:
+        ValueError: It is another's, or of another kind of command.
+    """
+    cure = "Choose another folder with --out."
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(message(f"{folder} to be a folder", "a file", cure))
+    mark = folder / MARK
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if there and MARK not in there:
+        got = f"a folder with other files ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''})"
+        raise ValueError(message(f"{folder} to be new, empty or made by `{kind}`", got, cure))
+    if there and mark.read_bytes():  # it is empty where the program was killed at its very start
+        made = read_json(mark)
+        if not isinstance(made, dict) or made.get("made by") != f"examples.mmwhs {kind}":
+            got = f"one made by {made.get('made by') if isinstance(made, dict) else made!r}"
+            raise ValueError(message(f"{folder} to be new, empty or made by `{kind}`", got, cure))
+        return folder
+    with room(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps({"made by": f"examples.mmwhs {kind}"}) + "\n", encoding="utf-8")
+    return folder
 
 
 def replace(path: Path, make: Callable[[Path], object]) -> None:
@@ -38,19 +73,14 @@ def replace(path: Path, make: Callable[[Path], object]) -> None:
             _remove(aside)
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file only serves to write others: a lock, or what a killed process has left half-written."""
-    return path.name == LOCK or (path.name[0] == "." and ".part-" in path.name)
-
-
 def sweep(folder: Path) -> None:
-    """Removes what killed processes have left half-written in and below a folder that is locked."""
-    for path in list(folder.rglob(".*.part-*")):
+    """Removes what killed processes have left half-written in and below a folder of ours that is locked."""
+    for path in [path for path in folder.rglob(".*.part-*") if ASIDE.fullmatch(path.name)]:
         _remove(path)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
 
@@ -68,16 +98,15 @@ def room(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Holds a folder, which is made if need be, against other processes; the lock dies with its process.
+def alone(folder: Path, kind: str) -> Iterator[None]:
+    """Makes a folder our own and holds it against other processes; the lock dies with its process.
 
     Raises:
-        ValueError: Another process holds it.
+        ValueError: It is not ours, or another process holds it.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(own(folder, kind) / LOCK)
     try:
         with room(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
     except Timeout as error:
         cure = "Wait until it ends, or choose another folder with --out."

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from examples.mmwhs.augment import AUGMENTATIONS, Augment, Settings
+from examples.mmwhs.data.augment import AUGMENTATIONS, Augment, Settings
 
 SIZE = 48
 GEOMETRY = {

@@ -1,6 +1,5 @@
 """Numbers of a table, against scipy and by hand; and the paper's own."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,16 +7,16 @@ import pytest
 import yaml
 from scipy import stats
 
-from examples.mmwhs import compare
-from examples.mmwhs.__main__ import ABLATION, TABLE
-from examples.mmwhs.compare import Grid, difference, labelled_text, stuck
+from examples.mmwhs.options import ABLATION, TABLE
+from examples.mmwhs.study import compare, report
+from examples.mmwhs.study.compare import Grid, difference, labelled_text, stuck
 
 
 def result(name: str, asked: float, seed: int, dice: float | None, **more: Any) -> dict[str, Any]:
     """What the comparison reads of a result."""
     pooled = {"dice": {"mean": dice}, "iou": {"mean": None if dice is None else dice / 2}, "accuracy": 0.9}
     return {"name": name, "method": name.title(), "asked": asked, "seed": seed, "pooled": pooled,
-            "structures": ["a", "b"], "stages": {"finetune": {}}, **more}  # fmt: skip
+            "structures": {"1": "a", "2": "b"}, "scored": "test", "stages": {"finetune": {}}, **more}  # fmt: skip
 
 
 def test_differences_are_what_scipy_says() -> None:
@@ -75,7 +74,7 @@ def test_stuck_runs(losses: list[float], dead: float, said: list[str]) -> None:
 
 
 def test_the_paper_is_transcribed() -> None:
-    paper = yaml.safe_load((Path(compare.__file__).parent / "paper.yaml").read_text())
+    paper = yaml.safe_load(report.PAPER.read_text())
     assert list(paper["table"]) == TABLE
     assert list(paper["ablation"]) == ABLATION
     cells = {(name, count): cell for name, row in paper["table"].items() for count, cell in row.items()}

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.mmwhs import config, methods
-from examples.mmwhs.__main__ import parser, settings
-from examples.mmwhs.augment import AUGMENTATIONS
+from examples.mmwhs.data.augment import AUGMENTATIONS
+from examples.mmwhs.data.datasets import Reading
+from examples.mmwhs.options import parser, saved_options, settings
+from examples.mmwhs.train import config, methods
 from mmgl_losses import UNet
 
 METHODS = {name: methods.load(config.Method, name) for name in methods.built_in(config.Method)}
@@ -134,7 +135,24 @@ def test_labelled_is_a_count_or_a_fraction(text: str, value: float) -> None:
 def test_options_and_a_file_make_a_run(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"data": "there", "method": "random", "seed": 3, "num_nodes": 2}))
-    args = parser().parse_args(["run", "--config", str(path), "--seed", "4", "--precision", "bf16-mixed"]).run
-    run = settings(args, args.method, args.data)
+    words = ["run", "--config", str(path), "--seed", "4", "--precision", "bf16-mixed"]
+    args = parser(saved_options(words)).parse_args(words).run
+    run = settings(args, methods.load(config.Method, args.method), args.data)
     assert (run.method, run.seed, Path(run.data).name) == (METHODS["random"], 4, "there")
     assert run.compute == config.Compute(num_nodes=2, precision="bf16-mixed")
+
+
+def test_the_configuration_that_a_run_has_saved_makes_it_again(tmp_path: Path) -> None:
+    method = methods.load(config.Method, "mmgl_places", ["stages.local.cell=2"])
+    run = config.Run(
+        data=str(tmp_path), method=method, scale=SCALES["volume"], labelled=2, seed=5,
+        reading=Reading(patients="(p.)", planes=["coronal"]), compute=config.Compute("cpu", workers=1),
+    )  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(run))
+    for words, changes in (([], {}), (["--seed", "6"], {"seed": 6})):
+        words = ["run", "--config", str(path), *words]
+        args = parser(saved_options(words)).parse_args(words).run
+        assert settings(args, methods.load(config.Method, args.method), args.data) == replace(run, **changes)
+    with pytest.raises(ValueError, match="none.yaml of --config, got no such file"):
+        saved_options(["run", "--config=none.yaml"])

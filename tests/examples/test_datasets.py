@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.mmwhs.datasets import PLANES, Case, Dataset, Description, load_volume, open_dataset
-from examples.mmwhs.volumes import open_grid, to_original
+from examples.mmwhs.data.datasets import Dataset, open_dataset
+from examples.mmwhs.data.description import PLANES, Case, Description
+from examples.mmwhs.data.volumes import load_volume, open_grid, to_original
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = (4, 5, 6)
@@ -79,7 +80,9 @@ def test_an_mmwhs_tree_at_any_depth(tmp_path: Path) -> None:
     mmwhs(tmp_path / "MM-WHS 2017 Dataset", "ct_train_1102", "ct_train_1001", "mr_train_1001")
     save(tmp_path / "ct_test" / "ct_test_2001_image.nii.gz", counting())
     save(tmp_path / "ct_train" / "._ct_train_1003_image.nii.gz", counting())
-    data = open_dataset(tmp_path)
+    with pytest.raises(ValueError, match=r"one modality below .* got ct and mr\. Choose with --modality ct\."):
+        open_dataset(tmp_path)
+    data = open_dataset(tmp_path, modality="ct")
     assert [case.id for case in data.cases] == ["ct_train_1001", "ct_train_1102"]
     assert data.patients == ("ct_train_1001", "ct_train_1102")
     described = data.description
@@ -100,11 +103,15 @@ def test_the_only_modality_is_taken_and_plain_nii_is_read(tmp_path: Path) -> Non
         open_dataset(tmp_path, modality="ct")
 
 
-@pytest.mark.parametrize("kind", ["image", "label"])
-def test_an_mmwhs_image_without_label_or_the_other_way_round(tmp_path: Path, kind: str) -> None:
+def test_an_mmwhs_label_without_image_and_the_other_way_round(tmp_path: Path) -> None:
     mmwhs(tmp_path, "ct_train_1001", "ct_train_1002")
-    (tmp_path / "ct_train" / f"ct_train_1002_{kind}.nii.gz").unlink()
-    with pytest.raises(ValueError, match=rf"Expected .*ct_train_1002_{kind}.*beside.*ct_train_1002_.*, got none\."):
+    (tmp_path / "ct_train" / "ct_train_1002_label.nii.gz").unlink()
+    data = open_dataset(tmp_path)
+    assert [case.label is None for case in data.cases] == [False, True]
+    assert data.unlabelled == {"ct_train_1002"}
+    assert any("1 volumes have no label" in note for note in data.notes)
+    (tmp_path / "ct_train" / "ct_train_1001_image.nii.gz").unlink()
+    with pytest.raises(ValueError, match=r"Expected .*ct_train_1001_image.*beside.*ct_train_1001_label.*, got none\."):
         open_dataset(tmp_path)
 
 
@@ -116,7 +123,7 @@ def test_an_mmwhs_file_twice(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_tree(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Expected a dataset\.json \(MSD\) or files like ct_train_1001"):
+    with pytest.raises(ValueError, match=r"Expected a dataset\.json \(MSD, nnU-Net\) or files like ct_train_1001"):
         open_dataset(tmp_path)
     with pytest.raises(ValueError, match=r"Expected an existing data folder, got .*nowhere"):
         open_dataset(tmp_path / "nowhere")
@@ -170,8 +177,8 @@ def test_a_path_that_leaves_the_folder(tmp_path: Path, path: str, key: str) -> N
         ({"training": []}, r"`training` \(a list of cases\)"),
         ({"labels": {"background": 0}}, r"`labels` like .* got 'background': 0"),
         ({"labels": {"0": "background"}}, r"1 to 254 structures .* got 0"),
-        ({"training": [{"image": "imagesTr/a.nii.gz"}]}, r"`image` and `label` in every case"),
-        ({"training": ["imagesTr/a.nii.gz"]}, r"`image` and `label` in every case"),
+        ({"training": [{"label": "imagesTr/a.nii.gz"}]}, r"`image` and `label` in every case"),
+        ({"training": [7]}, r"`image` and `label` in every case"),
         ({"training": [{"image": "imagesTr/x.nii.gz", "label": "l"}]}, r"imagesTr/x\.nii\.gz.* got no such file"),
     ],
 )

@@ -1,6 +1,7 @@
 """Kills, full disks, damaged files, losses that are not finite, and two at once: what they leave, and what is said."""
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -13,15 +14,17 @@ import pytest
 import torch
 from filelock import FileLock
 
-from examples.mmwhs import checkpoints, config, files, progress, table, training, work
-from examples.mmwhs import demo as demo_module
-from examples.mmwhs import run as module
+from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
-from examples.mmwhs.module import StageModule
-from examples.mmwhs.plan import Folders, Task
-from examples.mmwhs.run import run
-from examples.mmwhs.setup import Setup
-from examples.mmwhs.training import StepSampler, curves
+from examples.mmwhs.study import demo as demo_module
+from examples.mmwhs.study import table
+from examples.mmwhs.study.plan import Folders, Task
+from examples.mmwhs.train import checkpoints, config
+from examples.mmwhs.train import run as module
+from examples.mmwhs.train.fit import StepSampler, curves
+from examples.mmwhs.train.run import run
+from examples.mmwhs.train.setup import Setup
+from examples.mmwhs.train.stage import StageModule, seed_of
 from tests.examples.test_table import planned
 from tests.examples.tiny import settings, write_tree
 from tests.faults.subjects import SHORT, plain, timeless
@@ -32,11 +35,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tree(tmp_path_factory.mktemp("data") / "tiny", volumes=5)
-
-
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.report, "write", lambda *_: None)
 
 
 def short(data: Path, method: str = "random", **changes: Any) -> config.Run:
@@ -53,9 +51,7 @@ def results(out: Path) -> Any:
 def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of one stage; tests do not write there."""
     out = tmp_path_factory.mktemp("runs") / "random"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.report, "write", lambda *_: None)
-        run(short(data), out)
+    run(short(data), out)
     return out
 
 
@@ -135,38 +131,36 @@ def test_a_checkpoint_is_written_beside_its_place(data: Path, tmp_path: Path, mo
     assert all(parent == path.parent for parent, path in renamed)
 
 
-def test_a_start_that_was_killed_is_no_folder_with_other_files(data: Path, tmp_path: Path) -> None:
-    chosen = short(data)
-    setup = Setup.of(chosen, tmp_path / "cache")
+def test_a_start_that_was_killed_leaves_a_folder_of_ours(tmp_path: Path) -> None:
+    """Before its mark was written, or in the middle of that, or after it."""
     out = tmp_path / "run"
-    (out / "1-finetune").mkdir(parents=True)
-    for name in (".lock", ".0a1b.part-config.yaml"):
-        (out / name).touch()
-    with pytest.raises(ValueError, match="a folder with other files"), module.claim(out, chosen, setup.split):
-        pass
-    (out / "1-finetune").rmdir()
-    with module.claim(out, chosen, setup.split):
-        assert {path.name for path in out.iterdir()} == {".lock", "config.yaml", "split.json"}
+    out.mkdir()
+    for content in (None, "", '{"made by": "examples.mmwhs run"}'):
+        if content is not None:
+            (out / files.MARK).write_text(content)
+        files.own(out, "run")
+    (out / f".{'0a' * 16}.part-config.yaml").touch()
+    (out / ".notes.part-1.txt").touch()  # not ours: no digits of a killed process
+    with files.alone(out, "run"):
+        assert {path.name for path in out.iterdir()} == {".lock", files.MARK, ".notes.part-1.txt"}
 
 
 def test_a_full_disk_ends_a_table_with_one_sentence(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even what went wrong can be written down. With threads for processes, so that it can be planted."""
-    from concurrent.futures import ThreadPoolExecutor
+    """Not even what went wrong can be written down."""
 
     def full(*_: Any, **options: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     jobs = planned(data, ("random",), (2,))
     folders = Folders(tmp_path, tmp_path / "results")
-    monkeypatch.setattr(work, "_train", full)
-    with pytest.raises(ValueError, match="room on the disk"):
-        work.work(Task(jobs[0], 0), folders)
-    monkeypatch.setattr(table, "ProcessPoolExecutor", lambda *args, **options: ThreadPoolExecutor(1))
+    monkeypatch.setattr(table, "_train", full)
+    _, _, error = table.work(Task(jobs[0], 0), folders, os.getpid())
+    assert "room on the disk" in error
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ValueError, match=r"room on the disk for .*failed.*'No space left on device'.* Make room; the"):
-        table.make(jobs, folders, count=1, show=lambda _: None)
+        table.make(jobs, folders, count=1)
     assert not [path for path in tmp_path.rglob("*.txt") if path.is_file()]
 
 
@@ -269,7 +263,7 @@ def test_a_loss_that_is_not_finite_is_named(data: Path, tmp_path: Path, monkeypa
     setup = Setup.of(short(data), tmp_path / "run" / "cache")
     slices = module.training_slices(setup.store, setup.split, "finetune", ("transaxial",), labels=True)
     schedule = SHORT.schedules["finetune"]
-    seed = training.seed_of(0, "finetune", "order")
+    seed = seed_of(0, "finetune", "order")
     batch = next(iter(StepSampler(len(slices), schedule.batch_size, seed=seed, start=3, stop=4)))
     assert f"the slices {', '.join(slices.names[i] for i in batch)}. Look" in message
     assert {name.split()[0] for name in slices.names} == set(setup.split.labelled)
@@ -300,21 +294,17 @@ def test_a_folder_that_another_process_is_at_is_refused(
     command: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()
+    files.own(out, command)
     monkeypatch.setattr(module, "train", lambda *args, **options: pytest.fail("trained"))
     monkeypatch.setattr(demo_module, "run", lambda *args, **options: pytest.fail("ran"))
     with FileLock(out / ".lock"):
         assert main([command, "--data", str(data), "--out", str(out), "--labelled", "2"]) == 2
     said = capsys.readouterr().err
     assert "another process at work in it. Wait until it ends, or choose another folder with --out." in said
-    assert [path.name for path in out.iterdir()] == [".lock"]
+    assert {path.name for path in out.iterdir()} == {".lock", files.MARK}
 
 
 # What is said
-
-
-def test_what_is_said_is_not_taken_for_markup() -> None:
-    assert progress._first_line("got [/tmp] and [red]\nmore") == "got \\[/tmp] and \\[red]"
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(

@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from examples.mmwhs import config, files, methods, setup
-from examples.mmwhs import run as module
-from examples.mmwhs.__main__ import ABLATION, BESIDE, TABLE, seeds_of
-from examples.mmwhs.augment import Augment, Settings
-from examples.mmwhs.components import MomentumQueue
-from examples.mmwhs.module import StageModule
+from examples.mmwhs import files
+from examples.mmwhs.data.augment import Augment, Settings
+from examples.mmwhs.options import ABLATION, BESIDE, TABLE, seeds_of
+from examples.mmwhs.train import config, methods, setup
+from examples.mmwhs.train import run as module
+from examples.mmwhs.train.components import MomentumQueue
+from examples.mmwhs.train.stage import StageModule
 from mmgl_losses import UNet
 from tests.examples.tiny import SCALE, settings, write_tree
 
-HERE = methods.HERE
-SMALL = HERE / "methods64.yaml"
+HERE = methods.HERE / "experiments" / "acdc64"
+SMALL = HERE / "methods.yaml"
 NET = partial(UNet, 1, 3, channels=(4, 8, 8, 8, 8), norm="batch")
 KNOWN = methods.load_all(methods.built_in(config.Method))
 
@@ -68,7 +69,7 @@ def test_the_files_for_small_slices_change_one_thing_each() -> None:
     variants = methods.load_all([HERE / "variants.yaml"])
     assert variants["mmgl"] == small["mmgl"]
     assert len({str(method.stages) for method in variants.values()}) == len(variants)
-    others = methods.load_all([HERE / "others64.yaml"])
+    others = methods.load_all([HERE / "others.yaml"])
     assert not set(others) & set(small)
     for name, base in (("mmgl_all_labels", "mmgl"), ("semicontrast_all_labels", "semicontrast")):
         before, local, after = others[name].stages
@@ -77,7 +78,7 @@ def test_the_files_for_small_slices_change_one_thing_each() -> None:
 
 
 def test_every_method_has_the_same_trials() -> None:
-    known, trials = methods.load_all([SMALL, HERE / "others64.yaml"]), methods.load_all([HERE / "trials64.yaml"])
+    known, trials = methods.load_all([SMALL, HERE / "others.yaml"]), methods.load_all([HERE / "trials.yaml"])
     wanted = [*methods.load_all([SMALL]), "mmgl_long", "mmgl_long_all_labels", "global_places_long"]
     ours = {name: known[name] for name in wanted if name != "full"}  # nobody tunes the ceiling
     slow, half = {"schedule": "finetune_slow"}, ["encoder", "decoder.blocks.0", "decoder.ups.0", "decoder.blocks.1"]
@@ -111,10 +112,10 @@ def test_overrides(tmp_path: Path) -> None:
 
 def test_files_extend_one_another_without_a_circle(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("methods: {mmgl: {extends: mmgl, title: mine}, b: {extends: mmgl, stages.global: null}}")
+    path.write_text("methods: {mmgl: {extends: mmgl, title: mine}, b: {extends: mmgl, title: b, stages.global: null}}")
     mine = methods.load_all([path])
     assert mine["mmgl"] == replace(KNOWN["mmgl"], title="mine")
-    assert (mine["b"].title, len(mine["b"].stages)) == ("mine", 2)
+    assert (mine["b"].title, len(mine["b"].stages)) == ("b", 2)
     beside = tmp_path / "beside.yaml"
     beside.write_text("methods: {c: {extends: 'mine.yaml:b', title: other}}")
     assert methods.load_all([f"{path}:mmgl", beside]) == {
@@ -157,7 +158,7 @@ def test_seeds() -> None:
 def staged(name: str, number: int, *changes: str) -> StageModule:
     method = methods.load(config.Method, name, changes)
     stage = method.stages[number]
-    return StageModule(NET(), stage, SCALE.schedules[stage.kind], classes=3, size=32, seed=0)
+    return StageModule(NET(), stage, SCALE.schedules[stage.kind], classes=3, shape=(32, 32), seed=0)
 
 
 def test_several_processes_take_the_loss_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +231,7 @@ def test_options_for_each_tap() -> None:
     small = methods.load_all([SMALL])
     for name in ("mmgl", "global_places"):
         method = small[name]
-        module = StageModule(NET(), method.stages[1], SCALE.schedules["local"], classes=3, size=32, seed=0)
+        module = StageModule(NET(), method.stages[1], SCALE.schedules["local"], classes=3, shape=(32, 32), seed=0)
         assert [head.stride for head in module.tapped.heads.values()] == [1, 2, 4]
     with pytest.raises(ValueError, match="`stride` of LocalHead for each of 3 taps"):
         staged("mmgl", 1, "stages.local.head.options.stride={each: [1, 2]}")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from examples.mmwhs.phantom import make_volume, shapes, write_phantom
-from examples.mmwhs.phantom.imaging import Scanner
-from examples.mmwhs.phantom.patient import Patient
+from examples.mmwhs.data.phantom import make_volume, shapes, write_phantom
+from examples.mmwhs.data.phantom.imaging import Scanner
+from examples.mmwhs.data.phantom.patient import Patient
 
 SHAPE = (48, 48, 36)
 PATIENTS = range(4)
@@ -95,12 +95,24 @@ def test_seeds_and_patients_do_not_repeat_one_another() -> None:
         assert all((one != other).any() for other in labels[:i])
 
 
-def test_a_file_is_replaced(tmp_path: Path) -> None:
-    (path,) = write_phantom(tmp_path, volumes=1, shape=(16, 16, 16), seed=0)
+def test_volumes_are_replaced_where_it_is_asked_for_and_ours_alone(tmp_path: Path) -> None:
+    (path,) = write_phantom(tmp_path / "p", volumes=1, shape=(16, 16, 16), seed=0)
     before = path.read_bytes()
     path.write_bytes(b"torn")
-    write_phantom(tmp_path, volumes=1, shape=(16, 16, 16), seed=0)
+    with pytest.raises(ValueError, match=r"no phantom in .*p, got one\..*--overwrite"):
+        write_phantom(tmp_path / "p", volumes=1, shape=(16, 16, 16), seed=0)
+    write_phantom(tmp_path / "p", volumes=1, shape=(16, 16, 16), seed=0, overwrite=True)
     assert path.read_bytes() == before
+    real = tmp_path / "real" / "ct_train" / path.name  # somebody's MM-WHS
+    real.parent.mkdir(parents=True)
+    real.write_bytes(b"real")
+    for overwrite in (False, True):
+        with pytest.raises(
+            ValueError, match=r"real to be new, empty or made by `phantom`, got a folder with other files"
+        ):
+            write_phantom(tmp_path / "real", volumes=1, shape=(16, 16, 16), seed=0, overwrite=overwrite)
+    assert [path for path in (tmp_path / "real").rglob("*") if path.is_file()] == [real]
+    assert real.read_bytes() == b"real"
 
 
 def test_progress_is_told_of_every_volume(tmp_path: Path) -> None:

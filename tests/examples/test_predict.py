@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from examples.mmwhs import files
-from examples.mmwhs import predict as module
 from examples.mmwhs.__main__ import main
-from examples.mmwhs.datasets import open_dataset
-from examples.mmwhs.predict import export, predict
-from examples.mmwhs.slices import SliceStore
+from examples.mmwhs.data.datasets import open_dataset
+from examples.mmwhs.data.store import SliceStore
+from examples.mmwhs.train import predict as module
+from examples.mmwhs.train.predict import export, predict
 from mmgl_losses import UNet
 from tests.examples.tiny import VALUES, stored, volume, write_tree
 
@@ -58,7 +58,7 @@ def painted(codes: str) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
 def test_labels_come_back_on_the_grid_of_the_image(codes: str, model: Path, tmp_path: Path) -> None:
     image, truth = painted(codes)
     nib.save(image, tmp_path / "image.nii.gz")
-    out = predict(model, tmp_path / "image.nii.gz", tmp_path / "new" / "label.nii.gz")
+    (out,) = predict(model, tmp_path / "image.nii.gz", tmp_path / "new" / "label.nii.gz")
     result = nib.load(out)
     assert result.shape == image.shape
     np.testing.assert_allclose(result.affine, image.affine)
@@ -93,6 +93,45 @@ def test_nothing_is_overwritten_unasked(model: Path, tmp_path: Path) -> None:
         predict(model, tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
     predict(model, tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", overwrite=True)
     assert nib.load(tmp_path / "label.nii.gz").shape == image.shape
+
+
+def test_folders_and_several_volumes_go_into_a_folder(model: Path, tmp_path: Path) -> None:
+    for folder, name in (("one", "a"), ("one", "b"), ("two", "c")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        nib.save(painted("LPS")[0], tmp_path / folder / f"{name}.nii.gz")
+    (tmp_path / "one" / "notes.txt").write_text("no volume")
+    lines: list[str] = []
+    given = [tmp_path / "one", tmp_path / "two" / "c.nii.gz"]
+    written = predict(model, given, tmp_path / "out", with_probabilities=True, say=lines.append)
+    assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert lines[-1] == f"3 of 3: wrote {tmp_path / 'out' / 'c.nii.gz'}"
+    with np.load(tmp_path / "out" / "a_probabilities.npz") as stored:
+        shares = stored["probabilities"].astype(float)
+    assert shares.shape == (12, 3, 32, 32)
+    np.testing.assert_allclose(shares.sum(1), 1, atol=2e-3)
+    with pytest.raises(
+        ValueError, match=r"no file at .*a\.nii\.gz, got one\. Choose another name, or give --overwrite"
+    ):
+        predict(model, given, tmp_path / "out")
+    with pytest.raises(ValueError, match="a folder for the labels of 2 volumes"):
+        predict(model, tmp_path / "one", tmp_path / "x.nii.gz")
+    (tmp_path / "two" / "a.nii.gz").write_bytes((tmp_path / "one" / "a.nii.gz").read_bytes())
+    with pytest.raises(ValueError, match="volumes of different names"):
+        predict(model, [tmp_path / "one", tmp_path / "two"], tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="NIfTI volumes in .*empty, got none"):
+        predict(model, tmp_path / "empty", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_field_of_view_unlike_training_is_said(model: Path, tmp_path: Path) -> None:
+    image = painted("RAS")[0]
+    for factor, warned in ((1.0, False), (1.3, False), (2.0, True), (0.4, True)):
+        lines: list[str] = []
+        affine = image.affine @ np.diag([factor, factor, factor, 1.0])
+        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), tmp_path / "image.nii.gz")
+        predict(model, tmp_path / "image.nii.gz", tmp_path / "x.nii.gz", overwrite=True, say=lines.append)
+        assert any("WARNING" in line and "field of view" in line for line in lines) == warned
 
 
 def test_a_killed_write_leaves_no_half_of_a_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from examples.mmwhs import probe
+from examples.mmwhs.study import probe
 
 
 def clouds(n: int = 300) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,15 +13,17 @@ import pytest
 import torch
 import yaml
 
-from examples.mmwhs import config, files, methods, setup
-from examples.mmwhs import run as module
-from examples.mmwhs.datasets import open_dataset
-from examples.mmwhs.module import StageModule
-from examples.mmwhs.predict import restore
-from examples.mmwhs.run import run
-from examples.mmwhs.slices import SliceStore
-from examples.mmwhs.splits import LeakError, Split
-from examples.mmwhs.training import StepSampler, curves
+from examples.mmwhs import files
+from examples.mmwhs.data.datasets import open_dataset
+from examples.mmwhs.data.splits import LeakError, Split
+from examples.mmwhs.data.store import SliceStore
+from examples.mmwhs.train import config, methods, setup
+from examples.mmwhs.train import run as module
+from examples.mmwhs.train.evaluate import distances
+from examples.mmwhs.train.fit import StepSampler, curves
+from examples.mmwhs.train.predict import restore
+from examples.mmwhs.train.run import run
+from examples.mmwhs.train.stage import StageModule
 from tests.examples.tiny import SCALE, settings, write_tree
 
 
@@ -49,7 +51,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_it_leaves_everything(done: Path) -> None:
     stages = [f"{i}-{name}/{file}" for i, name in enumerate(("global", "local", "finetune"), 1)
               for file in ("done.json", "weights.pt", "last.ckpt", "curves/from-step-0/metrics.csv")]  # fmt: skip
-    names = ("config.yaml", "split.json", "metrics.json", "model.pt", "curves.png", "overlay.png", "report.html")
+    names = ("config.yaml", "split.json", "metrics.json", "model.pt", "overlay.npz", "seen.json", "log.txt")
     for name in (*names, *stages, "3-finetune/best.ckpt"):
         assert (done / name).stat().st_size > 0, name
     assert list((done / "cache").glob("tiny_*.npz"))
@@ -91,7 +93,7 @@ def test_pooled_metrics_are_what_numpy_says(done: Path, data: Path) -> None:
     t, p = np.concatenate(truth), np.concatenate(predicted)
     each = dice(t, p, 3)
     pooled = metrics["pooled"]
-    assert [pooled["dice"]["ball"], pooled["dice"]["box"]] == pytest.approx(each)
+    assert [pooled["dice"]["each"]["3"], pooled["dice"]["each"]["7"]] == pytest.approx(each)
     assert pooled["dice"]["mean"] == pytest.approx(np.mean(each))
     iou = [((t == k) & (p == k)).sum() / ((t == k) | (p == k)).sum() for k in (1, 2)]
     assert pooled["iou"]["mean"] == pytest.approx(np.mean(iou))
@@ -103,29 +105,43 @@ def test_volume_metrics_have_mean_and_spread(done: Path) -> None:
     metrics = files.read_json(done / "metrics.json")
     split = Split.load(done / "split.json")
     assert set(metrics["volumes"]) == set(split.test)
-    balls = [volume["ball"] for volume in metrics["volumes"].values()]
-    assert metrics["per_volume"]["ball"]["mean"] == pytest.approx(np.mean(balls))
-    assert metrics["per_volume"]["ball"]["sd"] == pytest.approx(np.std(balls, ddof=1))
+    balls = [volume["dice"]["3"] for volume in metrics["volumes"].values()]
+    ball = metrics["per_volume"]["dice"]["each"]["3"]
+    assert (ball["mean"], ball["sd"]) == pytest.approx((np.mean(balls), np.std(balls, ddof=1)))
+    assert metrics["structures"] == {"3": "ball", "7": "box"}
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the report."""
-    monkeypatch.setattr(module.report, "write", lambda *_: None)
+def test_distances_are_of_points_on_the_surface_in_millimetres() -> None:
+    """By hand: every voxel with a neighbour outside is on the surface, and every pair of points is looked at."""
+
+    def surface(mask: np.ndarray) -> np.ndarray:
+        inner = mask.copy()
+        for axis in range(3):
+            inner &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
+        return np.argwhere(mask & ~inner) * spacing
+
+    spacing = np.array([1.0, 2.0, 0.5])
+    truth, ours = np.zeros((2, 14, 16, 18), np.uint8)
+    truth[3:8, 4:9, 5:12], ours[4:11, 3:9, 5:13] = 1, 1
+    truth[10:12, 10:12, 2:4] = 2  # missing in the other
+    apart = np.linalg.norm(surface(truth == 1)[:, None] - surface(ours == 1)[None], axis=-1)
+    there, back = apart.min(1), apart.min(0)
+    found = distances(truth, ours, 3, spacing.tolist())
+    assert found["hd95"] == [pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-5), None]
+    assert found["assd"] == [pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5), None]
 
 
 class KilledError(Exception):
     """In place of a signal."""
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("stage", "step"), [("global", 1), ("finetune", 11), ("finetune", 18)])
 def test_a_killed_run_ends_as_an_undisturbed_one(
     stage: str, step: int, data: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(done, out)
-    for name in ("metrics.json", "model.pt", "report.html"):
+    for name in ("metrics.json", "model.pt"):
         (out / name).unlink()
     for folder in sorted(out.glob("[1-3]-*"))[{"global": 0, "local": 1, "finetune": 2}[stage] :]:
         shutil.rmtree(folder)
@@ -154,7 +170,6 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
         assert curves(out / folder) == curves(done / folder)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_is_only_read(data: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "train", lambda *args, **options: pytest.fail("trained again"))
     monkeypatch.setattr(module, "evaluate", lambda *args, **options: pytest.fail("evaluated again"))
@@ -174,7 +189,6 @@ def test_the_folder_of_another_run_is_refused(data: Path, done: Path) -> None:
         run(replace(settings(data), scale=changed), done)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_another_machine_may_continue(data: Path, done: Path) -> None:
     machine = config.Compute(accelerator="cpu", workers=1, precision="bf16-mixed")
     assert run(settings(data, compute=machine), done)["method"] == "MMGL (2:3:5)"
@@ -195,7 +209,6 @@ def change(path: Path, values: dict[float, float] | None) -> None:
     nib.save(nib.Nifti1Image(new, image.affine), path)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_what_must_not_be_seen_changes_nothing(data: Path, done: Path, tmp_path: Path) -> None:
     other = tmp_path / "tiny"
     shutil.copytree(data, other)
@@ -264,7 +277,6 @@ def registered() -> str:
     return "tests.Registered"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_loss_of_a_third_party_needs_a_configuration_alone(data: Path, tmp_path: Path, registered: str) -> None:
     path = tmp_path / "theirs.yaml"
     loss = {"name": registered, "options": {"strength": 2.0}}

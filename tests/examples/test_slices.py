@@ -16,21 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from examples.mmwhs import slices as module
-from examples.mmwhs.datasets import PLANES, Case, Dataset, Description, load_volume, open_dataset
-from examples.mmwhs.slices import (
-    SliceDataset,
-    SliceStore,
+from examples.mmwhs.data import store as module
+from examples.mmwhs.data.datasets import Dataset, open_dataset
+from examples.mmwhs.data.description import PLANES, Case, Description
+from examples.mmwhs.data.slices import (
+    BATCH,
     cut,
-    evaluation_slices,
     labels_from_probabilities,
     resize_images,
     resize_labels,
     slices_to_volume,
-    training_slices,
     volume_to_slices,
 )
-from examples.mmwhs.splits import LeakError, Split
+from examples.mmwhs.data.splits import LeakError, Split
+from examples.mmwhs.data.store import SliceDataset, SliceStore, evaluation_slices, training_slices
+from examples.mmwhs.data.volumes import load_volume
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = (6, 7, 8)
@@ -136,7 +136,7 @@ def test_a_label_pixel_is_the_class_with_the_largest_share() -> None:
     np.testing.assert_array_equal(resize_labels(stack, 16), stack)
 
 
-@pytest.mark.parametrize("n", [1, module.BATCH - 1, module.BATCH, module.BATCH + 1, 3 * module.BATCH])
+@pytest.mark.parametrize("n", [1, BATCH - 1, BATCH, BATCH + 1, 3 * BATCH])
 def test_a_stack_of_any_length_is_resized_slice_by_slice(n: int) -> None:
     stack = np.random.default_rng(2).integers(0, 3, (n, 6, 9)).astype(np.uint8)
     one_by_one = [resize_labels(each[None], 5)[0] for each in stack]
@@ -233,7 +233,7 @@ def test_a_case_is_read_once_and_only_when_asked_for(
         store.slices(data.cases[2], plane)
     SliceStore(data, tmp_path / "cache", size=8).slices(data.cases[2], "coronal")
     assert read == ["p2"]
-    assert [path.name for path in store.cache.iterdir()] == [store.path(data.cases[2]).name]
+    assert {path.name for path in store.cache.iterdir()} == {store.path(data.cases[2]).name, "contents.json"}
 
 
 def test_a_cached_file_that_does_not_fit_is_never_found(
@@ -256,13 +256,16 @@ def test_a_cached_file_that_does_not_fit_is_never_found(
     assert set(np.unique(fresh(Dataset(data.root, swapped, data.cases)))) == {0, 2}
     fewer = Description("x", ("LV", "RV"), (500, 600), planes=("coronal",))
     fresh(Dataset(data.root, fewer, data.cases))
+    assert case.label is not None
+    before = case.label.stat()
     write(tmp_path, 0, value=600)
+    os.utime(case.label, ns=(before.st_atime_ns, before.st_mtime_ns))  # the same name, size and date
     assert set(np.unique(fresh())) == {0, 2}
-    os.utime(case.image, ns=(0, 0))
-    fresh()
     case.image.write_bytes(case.image.read_bytes() + b"longer")
-    os.utime(case.image, ns=(0, 0))
     fresh()
+    os.utime(case.image, ns=(0, 0))
+    with pytest.raises(AssertionError):  # a date is no content
+        fresh()
     monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
     fresh()
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.mmwhs.datasets import Case, Dataset, Description
-from examples.mmwhs.splits import LeakError, Split, guard, make_split
+from examples.mmwhs.data.datasets import Dataset
+from examples.mmwhs.data.description import Case, Description
+from examples.mmwhs.data.splits import LeakError, Split, guard, make_split
 
 SPLIT = Split(("a", "b", "c"), ("d",), ("e",), ("b",))
 SEEDS = st.integers(0, 1000)
@@ -19,7 +20,9 @@ SEEDS = st.integers(0, 1000)
 
 def dataset(patients: int, *, volumes: int = 1, given: Mapping[str, tuple[str, ...]] | None = None) -> Dataset:
     names = [f"p{i:03}" for i in range(patients)]
-    cases = tuple(Case(f"{name}_{v}", name, Path(f"{name}_{v}"), None) for name in names for v in range(volumes))
+    cases = tuple(
+        Case(f"{name}_{v}", name, Path(f"{name}_{v}"), Path("label")) for name in names for v in range(volumes)
+    )
     return Dataset(Path("somewhere"), Description("x", ("one",), (1,)), cases, given)
 
 

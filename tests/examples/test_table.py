@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import pytest
 import torch
 import yaml
 
-from examples.mmwhs import config, files, methods, plan, setup, table, tablereport, work
-from examples.mmwhs import run as module
+from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
-from examples.mmwhs.compare import Grid
-from examples.mmwhs.evaluate import evaluate
-from examples.mmwhs.module import StageModule
-from examples.mmwhs.plan import Folders, Job, Task
-from examples.mmwhs.probe import probe
-from examples.mmwhs.run import run, silent
-from examples.mmwhs.slices import SliceStore
+from examples.mmwhs.data.store import SliceStore
+from examples.mmwhs.study import plan, report, results, rows, table
+from examples.mmwhs.study.compare import Grid
+from examples.mmwhs.study.plan import Folders, Job, Task
+from examples.mmwhs.study.probe import probe
+from examples.mmwhs.train import config, methods, setup
+from examples.mmwhs.train import run as module
+from examples.mmwhs.train.evaluate import evaluate
+from examples.mmwhs.train.run import run
+from examples.mmwhs.train.stage import StageModule
 from tests.examples.tiny import SCALE, settings, write_tree
 
 NAMES = ("random", "global", "mmgl_226", "mmgl_334")
@@ -51,7 +54,9 @@ def do(left: dict[str, Any], folders: Folders) -> list[str]:
     """All tasks in order, in this process; what was trained."""
     trained = []
     for task, _ in left.values():
-        assert work.work(task, folders) == "made"
+        key, said, error = table.work(task, folders, os.getpid())
+        assert (key, error) == (task.id, "")
+        assert said != "there"
         if task.trains:
             trained.append(task.job.settings.method.stages[task.number].name)
     return trained
@@ -61,7 +66,7 @@ def do(left: dict[str, Any], folders: Folders) -> list[str]:
 def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folders, list[str]]:
     """A finished table, and the stages that were trained for it."""
     out = tmp_path_factory.mktemp("table")
-    folders = Folders(out, out / "results")
+    folders = Folders(files.own(out / "table", "table"), out / "results")
     return folders, do(plan.tasks(planned(data), folders), folders)
 
 
@@ -69,7 +74,7 @@ def test_a_stage_that_runs_share_is_trained_once(data: Path, done: tuple[Folders
     folders, trained = done
     # Two global stages (one plane, three planes) serve four runs each; a local one serves two portfolios.
     assert sorted(trained) == sorted(["global"] * 2 + ["local"] * 2 + ["finetune"] * 8)
-    assert len(list(folders.results.glob("*.json"))) == 8
+    assert len(folders.finished()) == len(results.read(folders.results)) == 8
     assert not list(folders.out.glob("stages/*/*.ckpt"))
     assert plan.tasks(planned(data), folders) == {}
 
@@ -81,14 +86,10 @@ def test_results_alone_are_enough_to_go_on(data: Path, done: tuple[Folders, list
     assert {task.job.settings.labelled for task, _ in more.values()} == {3}
 
 
-def test_a_run_of_a_table_is_what_run_makes(
-    data: Path, done: tuple[Folders, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module.report, "write", lambda *_: None)
+def test_a_run_of_a_table_is_what_run_makes(data: Path, done: tuple[Folders, list[str]], tmp_path: Path) -> None:
     chosen = replace(settings(data, "mmgl_226", labelled=2), scale=SHORT)
-    alone = run(chosen, tmp_path / "run", cache=data.parent / "cache", say=silent)
-    (path,) = done[0].results.glob("mmgl_226-2-0-*.json")
-    ours = files.read_json(path)
+    alone = run(chosen, tmp_path / "run", cache=data.parent / "cache")
+    (ours,) = (each for name, each in done[0].finished().items() if name.startswith("mmgl_226-2-0-"))
     assert {key: ours[key] for key in ("pooled", "volumes", "labelled")} == {
         key: alone[key] for key in ("pooled", "volumes", "labelled")
     }
@@ -120,17 +121,17 @@ def test_scores_on_validation_open_no_test_patient(
     assert do(plan.tasks([job], folders), folders) == []
     chosen = setup.Setup.of(job.settings, tmp_path / "cache")
     assert opened == {*chosen.split.labelled, *chosen.split.validation}
-    result = files.read_json(folders.result(job))
+    result = folders.finished()[job.id]
     assert result["scored"] == "validation"
     net = chosen.network(None, files.load(folders.stage(job.keys[0]) / "weights.pt"))
     expected, _ = evaluate(net, chosen.store, chosen.split, "validation", device=torch.device("cpu"))
     assert result["pooled"] == expected["pooled"]
     assert set(result["volumes"]) == set(expected["volumes"])
-    page = tablereport.write(tmp_path / "page", [result], tmp_path).read_text()
+    page = report.write_table(tmp_path / "page", [result], tmp_path).read_text()
     assert "Validation results" in page
     assert "test slices" not in page
     with pytest.raises(ValueError, match="one part of one data set"):
-        tablereport.write(tmp_path / "page", [result, *plan.read_results(done[0].results)], tmp_path)
+        report.write_table(tmp_path / "page", [result, *results.read(done[0].results)], tmp_path)
 
 
 def test_a_stage_may_have_labels_of_its_own(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +181,8 @@ def test_one_plane_makes_all_planes_the_main_one(data: Path, tmp_path: Path, mon
     assert len({setup.Setup.of(settings(data, name), tmp_path).key() for name in names}) == 2
     original = setup.open_dataset
 
-    def flat(root: str) -> Any:
-        dataset = original(root)
+    def flat(root: str, **options: Any) -> Any:
+        dataset = original(root, **options)
         return replace(dataset, description=replace(dataset.description, planes=("transaxial",)))
 
     monkeypatch.setattr(setup, "open_dataset", flat)
@@ -236,71 +237,108 @@ def test_a_killed_table_goes_on_with_another_beside_it(
     said = [process.communicate(timeout=400)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     made = [int(next(line for line in text.splitlines() if "steps done here" in line).split()[0]) for text in said]
-    assert sum(made) == left
-    for path in folders.results.glob("*.json"):
-        assert files.read_json(path)["pooled"] == files.read_json(done[0].results / path.name)["pooled"]
-    assert len(list(folders.results.glob("*.json"))) == 4
+    assert sum(made) == left  # none was done twice
+    found, wanted = folders.finished(), done[0].finished()
+    assert len(found) == len(results.read(folders.results)) == 4
+    for name, each in found.items():
+        assert each["pooled"] == wanted[name]["pooled"]
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.parametrize("dies", [False, True])
 def test_a_run_that_fails_takes_no_other_with_it(
-    data: Path, done: tuple[Folders, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dies: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With threads for processes, so that the failure can be planted."""
-    from concurrent.futures import ThreadPoolExecutor
-
+    """Here, or in processes of which one is killed in the middle of its task."""
     broken = planned(data, ("random", "mmgl_226"), (1,))
     local = broken[1].keys[1]
-
-    def fake(task: Task, folders: Folders) -> str:
-        if task.id == local:
-            raise RuntimeError("no memory\nat all")
-        files.write_json(folders.result(task.job) if not task.trains else folders.stage(task.id) / "done.json", {})
-        if task.trains:
-            (folders.stage(task.id) / "weights.pt").touch()
-        return "made"
-
-    monkeypatch.setattr(table, "work", fake)
-    monkeypatch.setattr(table, "ProcessPoolExecutor", lambda *args, **options: ThreadPoolExecutor(1))
     folders = Folders(tmp_path, tmp_path / "results")
-    states = []
-    state = table.make(broken, folders, count=1, show=lambda state: states.append(state.done))
+    monkeypatch.setattr(table, "work", partial(pretends, local, dies))
+    said: list[str] = []
+    state = table.make(broken, folders, count=2 if dies else 1, say=said.append)
     assert list(state.failed) == [local]
     assert len(state.skipped) == 2  # fine-tuning and evaluation
-    assert (state.total, state.done) == (6, 3)
-    assert folders.result(broken[0]).is_file()
-    assert "no memory" in next((tmp_path / "failed").iterdir()).read_text()
+    assert (state.total, state.made) == (6, 3)
+    assert list(folders.finished()) == [broken[0].id]
+    reason = table.DEAD if dies else "no memory"
+    assert reason in next((tmp_path / "failed").iterdir()).read_text()
+    assert any(f"failed: {reason}" in line.replace("RuntimeError: ", "") for line in said)
     assert set(plan.tasks(broken, folders)) == {local, *state.skipped}  # the next call tries again
 
 
+def pretends(fails: str, dies: bool, task: Task, folders: Folders, *_: Any) -> tuple[str, str, str]:
+    """Leaves what a task would; one fails, or its process dies."""
+    if task.id == fails and dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task.id == fails:
+        return task.id, "", "Traceback\nRuntimeError: no memory\n"
+    if task.trains:
+        files.write_json(folders.stage(task.id) / "done.json", {})
+        (folders.stage(task.id) / "weights.pt").touch()
+    else:
+        job = task.job
+        about = {"name": job.name, "asked": job.settings.labels, "seed": job.settings.seed, "key": job.key}
+        results.append(folders.results, {"format": setup.FORMAT, **about})
+    return task.id, "made", ""
+
+
+def test_results_are_lines_that_are_whole_or_not_there(tmp_path: Path) -> None:
+    for number in range(3):
+        results.append(tmp_path, {"format": setup.FORMAT, "number": number})
+    path = tmp_path / "results.jsonl"
+    whole = path.read_bytes()
+    for cut in (1, 5, 15):  # a process was killed while it wrote the last
+        path.write_bytes(whole[:-cut])
+        assert [each["number"] for each in results.read(tmp_path)] == [0, 1]
+        results.append(tmp_path, {"format": setup.FORMAT, "number": 7})
+        assert [each["number"] for each in results.read(tmp_path)] == [0, 1, 7]
+    path.write_bytes(whole.replace(b'"number": 1', b'"number" 1'))
+    with pytest.raises(ValueError, match=r"whole JSON in every line of .*results.jsonl, got .* in line 2"):
+        results.read(tmp_path)
+    path.write_text('{"format": 2}\n')
+    with pytest.raises(ValueError, match=r"results of format 3 in .*, got format 2 in line 1"):
+        results.read(tmp_path)
+
+
+def test_two_results_of_one_run_are_refused(done: tuple[Folders, list[str]]) -> None:
+    found = results.read(done[0].results)
+    other = {**found[0], "key": "of other data"}
+    wanted: dict[str, Any] = {"names": [], "labelled": [], "seeds": [], "scored": "test"}
+    assert results.chosen([*found, found[0]], **wanted) == found
+    with pytest.raises(ValueError, match=r"one result of every run, got .* and of other data"):
+        results.chosen([*found, other], **wanted)
+    with pytest.raises(ValueError, match="one result of every run"):
+        Grid.of([*found, other])
+
+
 def test_the_report_needs_the_results_alone(done: tuple[Folders, list[str]], tmp_path: Path) -> None:
-    results = plan.read_results(done[0].results)
-    page = tablereport.write(tmp_path, results, done[0].out / "pictures", order=NAMES).read_text()
+    found = results.read(done[0].results)
+    page = report.write_table(tmp_path, found, done[0].out / "pictures", order=NAMES).read_text()
     for name in ("runs", "differences", "learning", "probe", "overlay"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     assert "http" not in page.replace("http://www.w3.org", "")
     rows = (tmp_path / "runs.csv").read_text().splitlines()
     assert len(rows) == 9
-    dice = np.mean([r["pooled"]["dice"]["mean"] for r in results if (r["name"], r["asked"]) == ("mmgl_226", 1)])
+    dice = np.mean([r["pooled"]["dice"]["mean"] for r in found if (r["name"], r["asked"]) == ("mmgl_226", 1)])
     assert f"{dice:.3f}" in (tmp_path / "table.md").read_text().split("MMGL (2:2:6) |")[1].split("(1)")[0]
-    probes = [max(r["probe"].values()) for r in results if (r["name"], r["asked"]) == ("mmgl_226", 1)]
+    probes = [max(r["probe"].values()) for r in found if (r["name"], r["asked"]) == ("mmgl_226", 1)]
     said = (tmp_path / "table.md").read_text().split("linear probe")[1]
     assert f"{np.mean(probes):.3f} ({len(probes)})" in said.split("| MMGL (2:2:6) |")[1].split("|")[0]
     level = next(row.split(",") for row in rows if row.startswith("mmgl_226,1,"))[
         rows[0].split(",").index("probe: level")
     ]
-    assert results[0]["probe"].keys() > {level}
+    assert found[0]["probe"].keys() > {level}
     with pytest.raises(ValueError, match="one part of one data set"):
-        tablereport.write(tmp_path, [], tmp_path)
-    other = tablereport.write(tmp_path / "other", results, tmp_path, order=NAMES, baseline="mmgl_226").read_text()
+        report.write_table(tmp_path, [], tmp_path)
+    other = report.write_table(tmp_path / "other", found, tmp_path, order=NAMES, baseline="mmgl_226").read_text()
     assert "Against MMGL (2:2:6)" in other
-    ours, theirs = ({r["seed"]: r["pooled"]["dice"]["mean"] for r in results if (r["name"], r["asked"]) == (name, 2)}
+    ours, theirs = ({r["seed"]: r["pooled"]["dice"]["mean"] for r in found if (r["name"], r["asked"]) == (name, 2)}
                     for name in ("random", "mmgl_226"))  # fmt: skip
     said = (tmp_path / "other" / "table.md").read_text().split("difference to MMGL (2:2:6)")[1]
     assert f"{ours[0] - theirs[0]:+.3f} (1)" in said.split("| Random |")[1].split("|")[1]
     with pytest.raises(ValueError, match="baseline"):
-        tablereport.write(tmp_path / "other", results, tmp_path, baseline="mmgl")
-    again = tablereport.write(tmp_path / "bare", results, tmp_path / "nowhere")
+        report.write_table(tmp_path / "other", found, tmp_path, baseline="mmgl")
+    again = report.write_table(tmp_path / "bare", found, tmp_path / "nowhere")
     assert "What the networks see" not in again.read_text()
 
 
@@ -312,7 +350,7 @@ def test_a_report_alone_trains_nothing(
     words = command(data, scale, out, 1)[3:]
     words[words.index("--labelled") :] = ["--labelled", "1", "2", "3", "--results", str(done[0].results)]
     assert main([*words, "--baseline", "mmgl_226", "--report"]) == 0
-    assert "4 of 6 runs are done already" in capsys.readouterr().out
+    assert "MMGL (2:2:6)" in capsys.readouterr().out
     assert "Against MMGL (2:2:6)" in (out / "report.html").read_text()
     assert len((out / "runs.csv").read_text().splitlines()) == 5
     assert not (out / "stages").exists()
@@ -322,14 +360,14 @@ def test_a_report_alone_trains_nothing(
 
 
 def test_the_last_bar_has_the_portfolio_of_the_others(done: tuple[Folders, list[str]]) -> None:
-    template = plan.read_results(done[0].results)[0]
+    template = results.read(done[0].results)[0]
 
     def bars(**portfolios: list[float]) -> list[str]:
-        results = []
+        found = []
         for name, weights in portfolios.items():
             stage = {"loss": {"options": {"weights": weights}}}
-            results.append({**template, "name": name, "settings": {"method": {"stages": [stage]}}})
-        return tablereport.bars_of(Grid.of(results))
+            found.append({**template, "name": name, "settings": {"method": {"stages": [stage]}}})
+        return rows.bars_of(Grid.of(found))
 
     few, many = [0.3, 0.3, 0.4], [0.2, 0.3, 0.5]
     assert bars(random=[1.0], random_ds=many, mmgl_334=few, mmgl=many) == ["random", "random_ds", "mmgl"]

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from examples.mmwhs import files
-from examples.mmwhs.config import Schedule
+from examples.mmwhs.train.config import Schedule
 from tests.examples import tiny
 
 ROOT = Path(__file__).parent.parent.parent

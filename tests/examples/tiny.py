@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from examples.mmwhs import config, methods
+from examples.mmwhs.train import config, methods
 
 VALUES = (3, 7)  # of the structures "ball" and "box"
 STORED = ("RAS", "LPS", "PIR", "LAS")

@@ -1,5 +1,6 @@
 """What faults are done to: a run and a table, how each is started in a folder, and what it must leave there."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import torch
 import yaml
 
-from examples.mmwhs import config, files, methods, plan, tablereport, work
+from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
-from examples.mmwhs.training import curves
+from examples.mmwhs.study import plan, report, results, table
+from examples.mmwhs.train import config, methods
+from examples.mmwhs.train.fit import curves
 from tests.examples.tiny import SCALE
 
 SHORT = replace(SCALE, schedules={
@@ -59,6 +62,7 @@ def left_by_run(out: Path) -> Any:
 
 def do_table(data: Path, out: Path) -> int:
     """Two runs that share nothing but their data, task by task as the workers of a table do them; then its report."""
+    files.own(out, "table")
     jobs = plan.jobs(
         methods.load_all(["random", "mmgl_226"]),
         data=str(data),
@@ -71,9 +75,11 @@ def do_table(data: Path, out: Path) -> int:
     folders = plan.Folders(out, out / "results")
     try:
         for task, _ in plan.tasks(jobs, folders).values():
-            if work.work(task, folders) == "busy":
-                return 3
-        tablereport.write(out, plan.read_results(folders.results), out / "pictures")
+            _, _, error = table.work(task, folders, os.getpid())
+            if error:
+                print(error.strip().splitlines()[-1].replace("ValueError", "error"))
+                return 2
+        report.write_table(out, results.read(folders.results), out / "pictures")
     except ValueError as error:
         print(f"error: {error}")
         return 2
@@ -82,13 +88,13 @@ def do_table(data: Path, out: Path) -> int:
 
 def left_by_table(out: Path) -> Any:
     """The results, the weights of all stages, the report's numbers, and the names of all files."""
-    results = {path.name: timeless(files.read_json(path)) for path in sorted((out / "results").iterdir())}
+    found = sorted(map(timeless, results.read(out / "results")), key=lambda result: result["name"])
     stages = {path.name: plain(files.load(path / "weights.pt")) for path in sorted((out / "stages").iterdir())}
     kept = [path for path in out.rglob("*") if "from-step" not in str(path)]
     names = sorted(
         str(path.relative_to(out)) for path in kept if not (path.parent.name == "cache" and ".part-" in path.name)
     )
-    return results, stages, (out / "table.md").read_text(), names
+    return found, stages, (out / "table.md").read_text(), names
 
 
 def timeless(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Many runs: tables, comparisons, reports and figures."""

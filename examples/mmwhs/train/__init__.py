@@ -1,0 +1,1 @@
+"""One run: its configuration, its stages, and what it leaves."""

@@ -1,0 +1,251 @@
+"""One stage of training: its batches, its Lightning module, and a fit that continues where it was killed."""
+
+import csv
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from examples.mmwhs import files
+from examples.mmwhs.messages import message
+from examples.mmwhs.train.checkpoints import Keep, WholeFiles
+from examples.mmwhs.train.config import Compute, Schedule
+from examples.mmwhs.train.stage import StageModule, seed_of
+
+
+def is_first() -> bool:
+    """Whether this is the first of all processes of a run, the one that writes and speaks."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+class StepSampler(Sampler[list[int]]):
+    """The batches of the steps `start` to `stop`, a function of the seed and the step alone.
+
+    Every pass over the data is a new permutation cut into whole batches; what is left over waits for the next
+    pass. A batch is shared out evenly over `world` processes, of which this is number `rank`.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size % world:
+            raise ValueError(message(f"`batch_size` to be a multiple of {world} devices", batch_size))
+        self.length, self.batch_size = length, min(batch_size, length)
+        self.seed, self.steps, self.rank, self.world = seed, range(start, stop), rank, world
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_pass = self.length // self.batch_size
+        order, current = [], None
+        for step in self.steps:
+            number, place = divmod(step, per_pass)
+            if number != current:
+                generator = torch.Generator().manual_seed(seed_of(self.seed, number))
+                order, current = torch.randperm(self.length, generator=generator).tolist(), number
+            batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield batch[self.rank :: self.world]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leaves out what Lightning says about every run of this kind; everything else is still heard."""
+    expected = (
+        "The '.*_dataloader' does not have many workers",
+        "Checkpoint directory .* exists and is not empty",
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        "Found .* module\\(s\\) in eval mode at the start of training",  # what a stage freezes
+    )
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for said in expected:
+                warnings.filterwarnings("ignore", message=said)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class Watch(Callback):
+    """Says how far a stage is: a line every half minute, and a bar on a terminal.
+
+    Args:
+        name: Of method and stage, in words.
+        steps: Of the stage.
+        say: Takes the lines.
+        console: Where a bar is drawn; nowhere if it is None or no terminal.
+    """
+
+    PAUSE = 30.0
+
+    def __init__(self, name: str, steps: int, *, say: Callable[[str], None], console: Console | None = None) -> None:
+        self.name, self.steps, self.say = name, steps, say
+        self.bar = None
+        if console is not None and console.is_terminal and is_first():
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=console, transient=True)
+            self.task = self.bar.add_task(name, total=steps)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begins to count."""
+        self.began = self.said = time.monotonic()
+        self.first: int | None = None
+        if self.bar is not None:
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Says it, if it is time."""
+        step, now = trainer.global_step, time.monotonic()
+        self.first = step - 1 if self.first is None else self.first
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step)
+        if now - self.said >= self.PAUSE and is_first():
+            self.said = now
+            left = (now - self.began) / (step - self.first) * (self.steps - step)
+            known = trainer.callback_metrics
+            scored = f", validation Dice {known['validation_dice']:.3f}" if "validation_dice" in known else ""
+            loss = f"{float(outputs['loss']):.3f}"
+            self.say(f"{self.name}: step {step} of {self.steps}, loss {loss}{scored}, about {in_words(left)} left")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Takes the bar away, however the stage ended."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def in_words(value: float) -> str:
+    """``95`` seconds as ``1 min 35 s``."""
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class StageData(lightning.LightningDataModule):
+    """Training batches from the step that is next, and validation slices."""
+
+    def __init__(
+        self, training: Dataset, validation: Dataset | None, schedule: Schedule, *, seed: int, workers: int
+    ) -> None:
+        super().__init__()
+        self.training, self.validation = training, validation
+        self.schedule, self.seed, self.workers = schedule, seed, workers
+
+    def train_dataloader(self) -> DataLoader:
+        """The batches up to the next time the state is saved."""
+        trainer = self.trainer
+        assert trainer is not None
+        start = trainer.current_epoch * self.schedule.every
+        sampler = StepSampler(
+            len(self.training),  # pyright: ignore[reportArgumentType]
+            self.schedule.batch_size,
+            seed=self.seed,
+            start=start,
+            stop=start + self.schedule.every,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+        return DataLoader(self.training, batch_sampler=sampler, num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The validation slices in order, or nothing."""
+        if self.validation is None:
+            return []
+        return DataLoader(self.validation, batch_size=32, num_workers=self.workers)
+
+
+def fit(
+    module: StageModule,
+    data: StageData,
+    folder: Path,
+    compute: Compute,
+    *,
+    finish: Callable[[dict[str, Any]], None],
+    watch: Callback | None = None,
+) -> None:
+    """Trains a stage to its end, from the last state saved in `folder`, and takes the best weights if it validates.
+
+    Args:
+        module: Trained in place.
+        data: Its batches.
+        folder: Of the stage: ``last.ckpt``, ``best.ckpt`` and the curves.
+        compute: The machine.
+        finish: Called on the first process with plain facts of the stage (``steps``, ``seconds``, and of a
+            validated one the best Dice and its step) before any process goes on.
+        watch: A callback more for Lightning, such as `Watch`.
+    """
+    schedule, validates = module.schedule, data.validation is not None
+    last, epochs = folder / "last.ckpt", schedule.steps // schedule.every
+    start = files.load(last)["epoch"] + 1 if last.is_file() else 0
+    logs = folder / "curves" / f"from-step-{start * schedule.every}"
+    if is_first():
+        shutil.rmtree(logs, ignore_errors=True)  # of a session that ended before it saved a state
+    timer = Timer(interval="epoch", verbose=False)
+    keep = {"dirpath": folder, "enable_version_counter": False}
+    best = Keep(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
+    always = Keep(filename="last", save_on_train_epoch_end=True, **keep)
+    callbacks: list[Callback] = [timer, *([best] if validates else []), always, *([watch] if watch else [])]
+    with quiet():
+        trainer = lightning.Trainer(
+            accelerator=compute.accelerator,
+            devices=compute.devices,
+            num_nodes=compute.num_nodes,
+            precision=compute.precision,  # pyright: ignore[reportArgumentType]
+            max_epochs=epochs,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            limit_val_batches=None if validates else 0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=max(1, schedule.every // 10),
+            logger=CSVLogger(folder, logs.parent.name, version=logs.name),
+            callbacks=callbacks,
+            plugins=[WholeFiles()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with files.room(folder):
+            trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=True)
+    facts: dict[str, Any] = {"steps": schedule.steps, "seconds": round(timer.time_elapsed("train"), 2)}
+    if validates:
+        state = files.load(folder / "best.ckpt")
+        module.load_state_dict(state["state_dict"])
+        score = best.best_model_score
+        facts["validation_dice"] = None if score is None else float(score)
+        facts["best_step"] = state["global_step"]
+    if trainer.is_global_zero:
+        finish(facts)
+    trainer.strategy.barrier()
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What a stage logged, by name: pairs of steps done and value, of all the sessions it took."""
+    values: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.glob("curves/from-step-*/metrics.csv"), key=_first_step):
+        first = _first_step(path)
+        values = {name: {s: v for s, v in points.items() if s <= first} for name, points in values.items()}
+        with path.open(newline="") as lines:
+            for row in csv.DictReader(line for line in lines if line.endswith("\n")):  # the last may be cut short
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch"):
+                        values.setdefault(name, {})[int(row["step"]) + 1] = float(value)
+    return {name: sorted(points.items()) for name, points in values.items()}
+
+
+def _first_step(path: Path) -> int:
+    return int(path.parent.name.rpartition("-")[2])

@@ -1,0 +1,249 @@
+"""A run: the stages of a method in order, in a folder that a killed run continues from."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from torch.utils.data import Subset
+
+from examples.mmwhs import files
+from examples.mmwhs.data.store import evaluation_slices, training_slices
+from examples.mmwhs.messages import message
+from examples.mmwhs.train import config, methods
+from examples.mmwhs.train.check import check, device, plan, stage_module
+from examples.mmwhs.train.evaluate import evaluate
+from examples.mmwhs.train.fit import StageData, Watch, fit, is_first
+from examples.mmwhs.train.predict import export
+from examples.mmwhs.train.setup import Setup
+from examples.mmwhs.train.stage import seed_of
+
+Say = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Says nothing."""
+
+
+def run(
+    settings: config.Run, out: Path, *, cache: Path | None = None, say: Say = silent, console: Console | None = None
+) -> dict[str, Any]:
+    """Trains and evaluates one run in the folder `out`, from wherever it was left.
+
+    The folder holds ``config.yaml``, ``split.json``, ``seen.json`` (digests of the data), ``log.txt``, a folder for
+    each stage (``last.ckpt``, ``curves``, ``weights.pt``, and ``done.json``, which is written last), ``model.pt`` for
+    `predict`, ``metrics.json`` and ``overlay.npz``.
+
+    Args:
+        settings: What to run.
+        out: The folder, new or of the same run.
+        cache: Where prepared slices are kept; ``out/cache`` by default.
+        say: Takes a line about each thing done.
+        console: Where to draw progress bars.
+
+    Returns:
+        What ``metrics.json`` holds; nothing on processes other than the first.
+
+    Raises:
+        ValueError: The folder belongs to another configuration, other data or another process, the data or the machine
+            cannot be used, a file of the folder is damaged, the loss is not finite, or the disk is full.
+    """
+    with files.room(out), claim(out):
+        setup = Setup.of(settings, cache or out / "cache")
+        same_run(out, setup)
+        said = logged(say, out / "log.txt") if is_first() else silent
+        return _run(setup, out, said, console)
+
+
+def logged(say: Say, path: Path) -> Say:
+    """Says a line and writes it down with the time."""
+
+    def both(line: str) -> None:
+        say(line)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    return both
+
+
+def _run(setup: Setup, out: Path, say: Say, console: Console | None) -> dict[str, Any]:
+    settings, stages = setup.settings, setup.settings.method.stages
+    folders = [out / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
+    if is_first() and not (out / "metrics.json").is_file():
+        for line in plan(setup, out):
+            say(line)
+        check(setup, out)
+    facts: dict[str, Any] = {}
+    weights: dict[str, Any] | None = None
+    for number, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
+        if not (folder / "done.json").is_file():
+            name, length = f"{settings.method.title}, {stage.name}", settings.schedule(stage).steps
+            train(setup, number, weights, folder, watch=Watch(name, length, say=say, console=console))
+        facts[stage.name] = files.read_json(folder / "done.json")
+        weights = files.load(folder / "weights.pt")
+        if is_first():
+            say(f"{settings.method.title}: {described_stage(stage.name, facts[stage.name])}")
+    if not is_first():
+        return {}
+    if not (out / "metrics.json").is_file():
+        metrics, pictures = conclude(setup, weights, facts, out / "model.pt")
+        files.replace(out / "overlay.npz", lambda aside: np.savez_compressed(aside, allow_pickle=False, **pictures))
+        files.write_json(out / "metrics.json", metrics)
+    return files.read_json(out / "metrics.json")
+
+
+def train(
+    setup: Setup, number: int, before: dict[str, Any] | None, folder: Path, *, watch: Callback | None = None
+) -> None:
+    """Trains one stage in its folder and, last of all, marks it as done.
+
+    Args:
+        setup: What the run stands on.
+        number: Of the stage, from 0.
+        before: Weights that the stage before left.
+        folder: Of the stage.
+        watch: A callback more for Lightning.
+    """
+    settings, stage = setup.settings, setup.settings.method.stages[number]
+    split = setup.split_of(stage)
+    training = training_slices(setup.store, split, stage.name, setup.planes(stage), labels=stage.labels)
+    validation = None
+    if stage.kind == "finetune":
+        validation = evaluation_slices(setup.store, setup.split, "validation")
+        few = np.linspace(0, len(validation) - 1, min(len(validation), settings.scale.validation_slices))
+        validation = Subset(validation, np.unique(few.round().astype(int)).tolist())
+    schedule = settings.schedule(stage)
+    net, module = stage_module(setup, number, before)
+    order = seed_of(settings.seed, stage.name, "order")
+    data = StageData(training, validation, schedule, seed=order, workers=settings.compute.workers)
+
+    def finish(facts: dict[str, Any]) -> None:
+        weights = {key: value.cpu() for key, value in net.state_dict().items()}
+        if lost := [key for key, value in weights.items() if not value.isfinite().all()]:
+            cure = "Lower `learning_rate` in its schedule."
+            raise ValueError(message(f"finite weights after stage {stage.name!r}", f"NaN in {lost[0]}", cure))
+        files.save(folder / "weights.pt", weights)
+        seen = {"slices": len(training), "patients": len({case.patient for case in training.cases})}
+        files.write_json(folder / "done.json", {**facts, **seen})
+
+    fit(module, data, folder, settings.compute, finish=finish, watch=watch)
+
+
+def conclude(
+    setup: Setup, weights: Mapping[str, Any] | None, facts: Mapping[str, Any], model: Path | None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Scores the final weights on the patients that the settings name.
+
+    Args:
+        setup: What the run stands on.
+        weights: Of the last stage.
+        facts: Of each stage.
+        model: Where to write the file that `predict` takes, or nowhere.
+
+    Returns:
+        What ``metrics.json`` holds, and the arrays of an overlay.
+    """
+    settings, described = setup.settings, setup.dataset.description
+    net = setup.network(None, weights)
+    if model is not None:
+        export(model, net, setup.architecture, setup.store)
+    metrics, pictures = evaluate(net, setup.store, setup.split, settings.scored, device=device(settings.compute))
+    about = {
+        "method": settings.method.title,
+        "data": described.name,
+        "main_plane": described.main_plane,
+        "note": described.note,
+        "structures": described.structures,
+        "labelled": list(setup.split.labelled),
+        "seed": settings.seed,
+        "scored": settings.scored,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "made": made(),
+        "stages": dict(facts),
+    }
+    return {**about, **metrics}, pictures
+
+
+def described_stage(name: str, facts: dict[str, Any]) -> str:
+    """A line about a finished stage."""
+    line = f"{name}: {facts['steps']} steps on {facts['slices']} slices of {facts['patients']} patients"
+    if facts.get("validation_dice") is not None:
+        line += f", validation Dice {facts['validation_dice']:.3f} at step {facts['best_step']}"
+    return f"{line}, {facts['seconds']:.0f} s"
+
+
+def made() -> dict[str, Any]:
+    """When and on what: date, machine, and versions of what decides numbers."""
+    names = ("mmgl-losses", "torch", "lightning", "kornia", "monai")
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    cpu = f"CPU ({platform.machine()}), {torch.get_num_threads()} thread(s) a run"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": cuda or cpu,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+    }
+
+
+@contextmanager
+def claim(out: Path) -> Iterator[None]:
+    """Holds the folder of a run. The first process does; where all start at once (torchrun), the others follow."""
+    if is_first():
+        with files.alone(out, "run"):
+            yield
+        return
+    while not (out / "seen.json").is_file():
+        time.sleep(0.1)
+    yield
+
+
+def same_run(out: Path, setup: Setup) -> None:
+    """Writes down in a new folder what is run and what it sees; refuses the folder of another run or of other data.
+
+    Raises:
+        ValueError: The message names the differences.
+    """
+    mine = yaml.safe_load(config.to_yaml(setup.settings))
+    found = {
+        "config.yaml": _read(methods.read, out / "config.yaml"),
+        "seen.json": _read(files.read_json, out / "seen.json"),
+    }
+    for name, said in (("config.yaml", mine), ("seen.json", setup.seen())):
+        theirs = found[name]
+        if isinstance(theirs, dict):
+            ours = {key: value for key, value in said.items() if key != "compute"}
+            theirs = {key: value for key, value in theirs.items() if key != "compute"}
+            if differing := list(differences(theirs, ours)):
+                what = "; ".join(differing[:4]) + ("; ..." if len(differing) > 4 else "")
+                what = f"other contents: {what}" if name == "seen.json" else what
+                cure = "Choose another folder with --out, or remove this one."
+                raise ValueError(message(f"{out} to be a folder of this run", what, cure))
+    if is_first():
+        if found["config.yaml"] is None:
+            files.write_text(out / "config.yaml", config.to_yaml(setup.settings))
+        files.replace(out / "split.json", setup.split.save)
+        if found["seen.json"] is None:
+            files.write_json(out / "seen.json", setup.seen())
+
+
+def _read(reader: Callable[[Path], Any], path: Path) -> Any:
+    return reader(path) if path.is_file() else None
+
+
+def differences(theirs: Any, mine: Any, where: str = "") -> Iterator[str]:
+    """Every setting that differs: ``method.title is 'a' there and 'b' here``."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in {**theirs, **mine}:
+            yield from differences(theirs.get(key), mine.get(key), f"{where}.{key}" if where else str(key))
+    elif isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
+        for index, (one, other) in enumerate(zip(theirs, mine, strict=True)):
+            yield from differences(one, other, f"{where}.{index}")
+    elif theirs != mine:
+        yield f"{where} is {theirs!r} there and {mine!r} here"

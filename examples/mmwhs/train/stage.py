@@ -1,0 +1,210 @@
+"""One stage of training as a Lightning module: the network with its heads, the augmentation, and the loss."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from examples.mmwhs.data.augment import Augment
+from examples.mmwhs.messages import message
+from examples.mmwhs.train.components import component
+from examples.mmwhs.train.config import Part, Schedule, Stage
+from examples.mmwhs.train.evaluate import scores
+from mmgl_losses import attach_heads, plugins
+
+Batch = Mapping[str, Any]
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that only depends on what the parts say, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+def build(part: Part, kind: str, classes: int, *args: Any) -> nn.Module:
+    """A head or a loss by its name, with ``"classes"`` among its options replaced by their number."""
+    options = {key: classes if value == "classes" else value for key, value in part.options.items()}
+    return plugins.create(kind, part.name, *args, **options)
+
+
+class Untapped(nn.Module):
+    """A network without heads, called like one that has them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output, and no levels."""
+        return self.net(images), {}
+
+
+class StageModule(lightning.LightningModule):
+    """A network with the heads and the loss of one stage.
+
+    Args:
+        net: The whole network; `stage` says which part of it trains.
+        stage: The stage.
+        schedule: Its schedule.
+        classes: Number of classes, background included.
+        shape: Sides of a slice or patch, for the pass that sizes the heads.
+        seed: Of the run.
+    """
+
+    def __init__(
+        self, net: nn.Module, stage: Stage, schedule: Schedule, *, classes: int, shape: Sequence[int], seed: int
+    ) -> None:
+        super().__init__()
+        self.stage, self.schedule, self.classes, self.seed = stage, schedule, classes, seed
+        self.augment = Augment(stage.augmentation)
+        torch.manual_seed(seed_of(seed, stage.name))
+        self.loss = build(stage.loss, "loss", classes)
+        self.matrix = MulticlassConfusionMatrix(classes)
+        trained = net if stage.part == "whole" else net.get_submodule(stage.part)
+        self.frozen = [net.get_submodule(name).requires_grad_(False) for name in stage.frozen]
+        if stage.taps and stage.head is not None:
+            images = torch.rand(2 * stage.copies, 1, *shape)
+            labels = torch.randint(classes, (len(images), *shape))
+            heads = {
+                tap: partial(build, part, "head", classes)
+                for tap, part in zip(stage.taps, stage.head.each(len(stage.taps)), strict=True)
+            }
+            self.tapped = attach_heads(trained, images, heads, output=stage.output)
+            self.tapped.eval()  # the pass below leaves running statistics alone
+            positions, planes = torch.rand(2), torch.zeros(2, dtype=torch.long)
+            marks = labels if stage.labels or stage.moves_places else None
+            ids = self.ids(images, marks, {"position": positions, "plane": planes})
+            self.tapped.freeze_unused(self.loss_of(images, ids))
+        else:
+            self.tapped = Untapped(trained)
+        self.keys = stage.keys and component(stage.keys.name, self.tapped, **stage.keys.options)
+        self.train()
+
+    def setup(self, stage: str) -> None:
+        """Lets several processes take the loss of the whole batch, as one would, where the loss knows how to."""
+        if self.trainer.world_size > 1 and "gather" in getattr(self.loss, "options", ()):
+            part = replace(self.stage.loss, options={"gather": True, **self.stage.loss.options})
+            self.loss = build(part, "loss", self.classes)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but what is frozen stays in evaluation: its running statistics do not move either."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def ids(self, images: Tensor, labels: Tensor | None, batch: Batch) -> Tensor:
+        """What makes positive pairs: labels or places (A·B, H, W), or a number for each row (A·B,).
+
+        Args:
+            images: (A·B, 1, H, W): all first augmentations, then all second ones.
+            labels: (A·B, H, W), augmented with the images, where the stage has any: labels, or places.
+            batch: The B slices before augmentation: their position and plane.
+        """
+        pairs, copies = self.stage.pairs, self.stage.copies
+        if labels is not None:
+            return labels
+        if pairs == "places":
+            return self.places(images)
+        if pairs == "slices":  # slices of different planes are never near
+            return (batch["position"].float() + 10 * batch["plane"]).repeat(copies)
+        first = self.global_rank << 32  # images of different processes are different images
+        return torch.arange(first, first + len(images) // copies, device=images.device).repeat(copies)
+
+    def places(self, images: Tensor) -> Tensor:
+        """For each point of (N, 1, *spatial) the number of its cell, from 1 on: (N, *spatial)."""
+        numbers = torch.zeros((), dtype=torch.long, device=images.device)
+        for side in images.shape[2:]:
+            along = torch.arange(side, device=images.device) // self.stage.cell
+            numbers = numbers[..., None] * -(-side // self.stage.cell) + along
+        return (1 + numbers).expand(len(images), *images.shape[2:])
+
+    def loss_of(self, images: Tensor, ids: Tensor) -> Tensor:
+        """The stage's loss of augmented images."""
+        output, levels = self.tapped(images)
+        if self.stage.output:
+            return self.loss({**levels, "output": output}, ids)
+        if self.stage.loss.options.get("pairs") == "augmentations":
+            instances = torch.arange(len(images) // self.stage.copies, device=images.device)
+            return self.loss(levels, ids, instances.repeat(self.stage.copies))
+        return self.loss(levels, ids)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes everything random in a step depend on its number alone, so that a resumed run goes on alike."""
+        torch.manual_seed(seed_of(self.seed, self.stage.name, self.global_step, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Augments, taps, and takes the loss."""
+        loss = self.loss_on(batch, batch["label"] if self.stage.labels else None)
+        if not loss.isfinite():
+            raise ValueError(self._not_finite(loss, batch))
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def loss_on(self, batch: Batch, labels: Tensor | None) -> Tensor:
+        """The loss of a batch of slices, augmented."""
+        images = batch["image"]
+        if self.stage.moves_places:
+            labels = self.places(images)
+        images, labels = self.augmented(images, labels)
+        ids = self.ids(images, labels, batch)
+        if self.keys is None:
+            return self.loss_of(images, ids)
+        (queries, others), own = images.chunk(2), ids[: len(ids) // 2]
+        keys, key_ids = self.keys(others, own)
+        return self.loss(self.tapped(queries)[1], own, keys=keys, key_instances=key_ids)
+
+    def _not_finite(self, loss: Tensor, batch: Batch) -> str:
+        """What there is to say of a loss that is NaN or infinite."""
+        got = f"{loss.item()} at step {self.global_step} on the slices {', '.join(batch['slice'])}"
+        if not all(p.isfinite().all() for p in self.parameters()):
+            got += ", with weights that were not finite before them"
+        cure = f"Look at these slices, or lower `learning_rate` ({self.schedule.learning_rate:g}) in its schedule."
+        return message(f"a finite loss in stage {self.stage.name!r}", got, cure)
+
+    def augmented(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """All copies of each slice, stacked along the batch, and their labels where there are any."""
+        if self.stage.aligned:
+            images, labels = self.augment.geometry(images, labels)
+            copies = [(self.augment.intensity(images), labels) for _ in range(self.stage.copies)]
+        else:
+            copies = [self.augment(images, labels) for _ in range(self.stage.copies)]
+        targets = [label for _, label in copies if label is not None]
+        return torch.cat([image for image, _ in copies]), torch.cat(targets) if targets else None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Lets the keys follow the network."""
+        if self.keys is not None:
+            self.keys.follow(self.tapped)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Counts pixels by true and predicted class."""
+        output, _ = self.tapped(batch["image"])
+        self.matrix.update(output.argmax(dim=1), batch["label"])
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean Dice over the structures, pooled over the validation slices, and the Dice of each."""
+        dice = scores(self.matrix.compute())["dice"]
+        self.log("validation_dice", _number(dice["mean"]), prog_bar=True, sync_dist=True)
+        each = {f"validation_dice_{index}": _number(value) for index, value in enumerate(dice["each"], start=1)}
+        self.log_dict(each, sync_dist=True)
+        self.matrix.reset()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam, its rate falling along a cosine to zero over the stage."""
+        s = self.schedule
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimiser = torch.optim.Adam(trained, lr=s.learning_rate, weight_decay=s.weight_decay, fused=True)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, s.steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": falling, "interval": "step"}}
+
+
+def _number(score: float | None) -> float:
+    """A score as Lightning logs it: what has none is -1."""
+    return -1.0 if score is None else score
