@@ -13,8 +13,8 @@ from tests.mutants.pattern import fill, find, parse, replace
 from tests.mutants.planting import ROOT, Rule, places
 from tests.mutants.rules import RULES
 
-# What no fault is planted in: names only.
-WITHOUT = {"__init__", "functional", "__pycache__"}
+# What no fault is planted in: names, and what prints them.
+WITHOUT = {"__init__", "__main__", "functional", "__pycache__"}
 
 
 def changed(code: str, old: str, new: str, *, beside: tuple[str, ...] = (), inside: str = "") -> list[str]:
