@@ -13,7 +13,7 @@ def smp(name: str, encoder: str = "resnet18", **options: Any) -> Callable[[], nn
         import segmentation_models_pytorch
 
         return getattr(segmentation_models_pytorch, name)(
-            encoder, encoder_weights=None, classes=3, **{"in_channels": 1, **options}
+            encoder, encoder_weights=None, **{"classes": 3, "in_channels": 1, **options}
         )
 
     return make
