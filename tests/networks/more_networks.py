@@ -4,6 +4,7 @@ Class counts of 16, 32 and 64 are on purpose: a late layer may have as many chan
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -32,8 +33,22 @@ MORE_SMP = {
         smp("UnetPlusPlus", classes=32), RESNET, names("decoder.blocks.x_0_{}", 5), HEAD, LARGE
     ),
     "smp Linknet, 32 classes": Entry(smp("Linknet", classes=32), RESNET, BLOCKS, HEAD, LARGE),
-    "smp MAnet, 64 classes": Entry(smp("MAnet", classes=64), RESNET, BLOCKS, HEAD, LARGE),
-    "smp FPN, 16 classes": Entry(smp("FPN", classes=16), RESNET, under("decoder", "p4", "p3", "merge"), HEAD, LARGE),
+    "smp MAnet, 64 classes": Entry(
+        smp("MAnet", classes=64),
+        (*RESNET[:-1], "decoder.center"),
+        BLOCKS,
+        HEAD,
+        LARGE,
+        revised="`encoder.layer4` was expected at the bottom; `decoder.center` follows it, as a pyramid does elsewhere.",
+    ),
+    "smp FPN, 16 classes": Entry(
+        smp("FPN", classes=16),
+        RESNET,
+        under("decoder", "p4", "p3", "dropout"),
+        HEAD,
+        LARGE,
+        revised="`decoder.merge` was expected; in training, the dropout behind it overwrites what it returns.",
+    ),
     "smp Unet, vgg11_bn": unet("vgg11_bn", (*(f"encoder.features.{i}" for i in (2, 6, 13, 20, 27)), "decoder.center")),
     "smp Unet, densenet121": unet(
         "densenet121",
@@ -48,7 +63,10 @@ MORE_SMP = {
     "smp Unet, pvt_v2_b0": unet("tu-pvt_v2_b0", names("encoder.model.stages_{}", 4)),
     "smp Unet, poolformerv2_s12": unet("tu-poolformerv2_s12", names("encoder.model.stages_{}", 4)),
     "smp Unet, edgenext_xx_small": unet("tu-edgenext_xx_small", names("encoder.model.stages_{}", 4)),
-    "smp Unet, ghostnet_100": unet("tu-ghostnet_100", tuple(f"encoder.model.blocks_{i}" for i in (0, 2, 4, 6, 7))),
+    "smp Unet, ghostnet_100": replace(
+        unet("tu-ghostnet_100", under("encoder.model", "conv_stem", "blocks_1", "blocks_3", "blocks_5", "blocks_7")),
+        revised="`blocks_0`, `2`, `4`, `6` were expected; the features that the decoder is given are earlier ones.",
+    ),
     "smp Unet, repvgg_a0": unet("tu-repvgg_a0", ("encoder.model.stem", *names("encoder.model.stages_{}", 4))),
     "smp Unet, cspdarknet53": unet(
         "tu-cspdarknet53", ("encoder.model.stem_conv1", *names("encoder.model.stages_{}", 5))

@@ -415,12 +415,19 @@ MORE_OWN = {
     "ConvNeXt's blocks, channels-last": Entry(ChannelsLast, ("a", "b"), ("c",), OUT),
     "two hourglasses": Entry(
         Hourglass,
-        ("glass2.side1", "glass2.side2", "glass2.down2"),
+        ("glass2.side1", "glass2.side2", "glass2.up2"),
         ("glass2.up1", "fuse"),
         logits=lambda output: output[1],
+        revised="`glass2.down2` was expected; `glass2.up2` follows it on the same level.",
     ),
     "unpadded, skips cut": Entry(Unpadded, names("down.{}", 4), names("up.{}", 3), OUT, (188, 188), logits=None),
     "gates and excitation": Entry(Gated, ABC, DE, OUT),
     "U-Net 3+": Entry(Full, ("e1", "e2", "e3"), ("d2", "d1"), OUT),
-    "one scripted block": Entry(scripted, ("a", "b", "c"), DE, OUT),
+    "one scripted block": Entry(
+        scripted,
+        ("a", "c"),
+        DE,
+        OUT,
+        revised="`b` was expected; a scripted module takes no hooks, and the report says so.",
+    ),
 }
