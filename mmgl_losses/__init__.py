@@ -4,9 +4,10 @@ from mmgl_losses import functional, plugins
 from mmgl_losses.contrast import PairTerms, pair_logsumexp
 from mmgl_losses.losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon
 from mmgl_losses.losses.diagnostics import Diagnostics
+from mmgl_losses.networks.attach import attach_heads
 from mmgl_losses.networks.heads import GlobalHead, LocalHead, SegmentationHead
 from mmgl_losses.networks.stages import Stages, discover_stages
-from mmgl_losses.networks.taps import FeatureTaps, TappedModel, attach_heads
+from mmgl_losses.networks.taps import FeatureTaps, TappedModel
 from mmgl_losses.networks.unet import UNet
 
 __version__ = "0.1.0"

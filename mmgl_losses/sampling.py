@@ -39,9 +39,15 @@ def places(size: int, m: int) -> Tensor:
         >>> places(5, 2)
         tensor([1, 3])
     """
-    checks.integer("size", size, least=1)
-    checks.integer("m", m, least=1)
+    _size("size", size, 1)
+    _size("m", m, 1)
     return (2 * torch.arange(m) + 1) * size // (2 * m)
+
+
+def _size(name: str, size: int, least: int) -> None:
+    """A size is an integer, or a symbol for one while a program of any size is exported."""
+    if not isinstance(size, torch.SymInt):
+        checks.integer(name, size, least=least)
 
 
 def strided(size: int, stride: int) -> int:
@@ -51,7 +57,7 @@ def strided(size: int, stride: int) -> int:
         >>> strided(10, 4)
         3
     """
-    checks.integer("size", size, least=0)
+    _size("size", size, 0)
     checks.integer("stride", stride, least=1)
     return -(-size // stride)
 
@@ -77,7 +83,7 @@ def resample(x: Tensor, size: Sequence[int]) -> Tensor:
         expected = f"`x` of at least {len(size)} axes, one for each size"
         raise ValueError(checks.message(expected, f"shape {checks.shape(x)}"))
     for axis, m in enumerate(size, start=first):
-        if x.shape[axis] != m:
+        if isinstance(m, torch.SymInt) or x.shape[axis] != m:  # a comparison would tie the program to some sizes
             x = x.index_select(axis, places(x.shape[axis], m).to(x.device))
     return x
 

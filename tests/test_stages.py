@@ -1,14 +1,16 @@
 """Stages of networks made for one difficulty each, what the report says, and that nothing is touched."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmgl_losses.networks.attach import attach_heads
 from mmgl_losses.networks.heads import GlobalHead, LocalHead
 from mmgl_losses.networks.stages import Stages, discover_stages
 from mmgl_losses.networks.stages.table import Row
-from mmgl_losses.networks.taps import attach_heads
 from mmgl_losses.networks.unet import UNet
 
 
@@ -122,7 +124,8 @@ def test_a_decoder_alone():
     stages = discover_stages(
         Stack(up1=nn.ConvTranspose2d(1, 8, 2, 2), up2=nn.ConvTranspose2d(8, 4, 2, 2), out=conv(4, 2)), image(8)
     )
-    assert (stages.encoder, stages.decoder) == ((), ())  # sizes above that of the image are no levels of it
+    assert (stages.encoder, stages.decoder) == (("up1",), ("up2",))
+    assert [row.stride for row in stages.rows] == [(Fraction(1, 2),) * 2, (Fraction(1, 4),) * 2, (Fraction(1, 4),) * 2]
 
 
 class Tokens(nn.Module):

@@ -13,8 +13,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
+from mmgl_losses.networks.attach import attach_heads
 from mmgl_losses.networks.heads import GlobalHead, LocalHead
-from mmgl_losses.networks.taps import FeatureTaps, TappedModel, attach_heads, head_key
+from mmgl_losses.networks.taps import FeatureTaps, TappedModel, head_key
 
 
 class Net(nn.Module):

@@ -8,8 +8,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mmgl_losses.networks.attach import attach_heads
 from mmgl_losses.networks.heads import GlobalHead, LocalHead
-from mmgl_losses.networks.taps import attach_heads
 from mmgl_losses.networks.unet import UNet
 from tests import processes
 

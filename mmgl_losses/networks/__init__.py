@@ -1,5 +1,6 @@
 """Networks: heads, features taken from inside any network, where to take them, and the U-Net of the paper."""
 
+from mmgl_losses.networks.attach import attach_heads as attach_heads
 from mmgl_losses.networks.heads import HEADS as HEADS
 from mmgl_losses.networks.heads import GlobalHead as GlobalHead
 from mmgl_losses.networks.heads import LocalHead as LocalHead
@@ -9,5 +10,4 @@ from mmgl_losses.networks.stages import Stages as Stages
 from mmgl_losses.networks.stages import discover_stages as discover_stages
 from mmgl_losses.networks.taps import FeatureTaps as FeatureTaps
 from mmgl_losses.networks.taps import TappedModel as TappedModel
-from mmgl_losses.networks.taps import attach_heads as attach_heads
 from mmgl_losses.networks.unet import UNet as UNet

@@ -1,5 +1,6 @@
 """One hook that takes one feature, and the way from a name to the module it hangs on."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmgl_losses import checks
-from mmgl_losses.networks.trace import version
+from mmgl_losses.networks.axes import Map
+from mmgl_losses.networks.recorder import tensors
 
 Selector = int | str | Callable[[Any], Tensor]
 
@@ -43,6 +45,7 @@ class Tap:
         self.feature: Tensor | None = None
         self.version = 0
         self.grad_mode = True
+        self.rest = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Keep what the selector takes from the output."""
@@ -51,18 +54,22 @@ class Tap:
             return
         self.calls += 1
         self.feature = one_tensor(self.name, select(self.name, output, self.selector), self.selector is not None)
-        self.version = version(self.feature)
+        self.version = _version(self.feature)
         self.grad_mode = torch.is_grad_enabled()
+        # What a selector leaves may be frozen while the rest of the output is trained.
+        self.rest = self.selector is not None and any(other.requires_grad for other in tensors(output))
 
-    def take(self, net: nn.Module, path: str) -> Tensor:
-        """The feature, checked; the tap forgets it."""
-        calls, feature, before, grad_mode = self.calls, self.feature, self.version, self.grad_mode
+    def take(self, net: nn.Module, path: str, *, hung: bool) -> Tensor:
+        """The feature, checked; the tap forgets it. `hung`: it should still be on its module."""
+        calls, feature, before, grad_mode, rest = self.calls, self.feature, self.version, self.grad_mode, self.rest
         self.clear()
+        if hung and not calls and self not in net.get_submodule(path)._forward_hooks.values():
+            _replaced(self.name)
         ran_once(self.name, calls)
         assert feature is not None
-        if version(feature) != before:
+        if _version(feature) != before:
             refuse_overwritten(self.name)
-        detached = torch.is_grad_enabled() and not feature.requires_grad and feature.is_floating_point()
+        detached = torch.is_grad_enabled() and not (feature.requires_grad or rest) and feature.is_floating_point()
         if detached and _trained(net, path, around=not grad_mode):
             _attached(self.name)
         return feature
@@ -71,6 +78,60 @@ class Tap:
 def _graph_task() -> int:
     """Which backward pass this code runs in; -1 outside of any."""
     return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place, where that is counted: not in inference mode or when compiled."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return 0
+    return tensor._version
+
+
+class Arranged:
+    """A selector that gives (B, C, *spatial), whatever the order of the axes: channels-last maps, and tokens."""
+
+    def __init__(self, name: str, selector: Selector | None, found: Map) -> None:
+        self.name = name
+        self.selector = selector
+        self.channel_axis = found.channel_axis
+        self.sizes = found.sizes
+        self.order = found.order
+
+    def __call__(self, output: Any) -> Tensor:
+        """What the selector takes, its channels on the second axis and its places on axes of their own."""
+        feature = one_tensor(self.name, select(self.name, output, self.selector), self.selector is not None)
+        feature = feature.movedim(self.channel_axis, 1)
+        for axis, sizes in reversed(list(enumerate(self.sizes, 2))):
+            if len(sizes) > 1:
+                feature = feature.unflatten(axis, self._grid(feature.shape[axis], sizes))
+        return feature.permute(0, 1, *(2 + place for place in self.order))
+
+    def _grid(self, tokens: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Rows and columns of so many tokens: those of the example, or of an image of the same shape."""
+        if tokens == math.prod(sizes):
+            return sizes
+        factor = (tokens / math.prod(sizes)) ** (1 / len(sizes))
+        grid = tuple(round(size * factor) for size in sizes)
+        if math.prod(grid) != tokens:
+            expected = f"the {tokens} tokens of {self.name!r} to be a grid like that of the example, {sizes}"
+            cure = "Tokens do not say how many rows they are: attach heads with an example of the images' shape."
+            raise ValueError(checks.message(expected, "a number that is none", cure))
+        return grid
+
+
+class Hooks:
+    """Hooks that go when nothing needs them any more: with the model that hung them, if it is dropped."""
+
+    def __init__(self, handles: list[RemovableHandle]) -> None:
+        self.handles = handles
+
+    def remove(self) -> None:
+        """Take them off; a second time does nothing."""
+        while self.handles:
+            self.handles.pop().remove()
+
+    def __del__(self) -> None:
+        self.remove()
 
 
 def select(name: str, output: Any, selector: Selector | None) -> object:
@@ -191,6 +252,12 @@ def _attached(name: str) -> NoReturn:
     cure += "use_reentrant=False, or tap the checkpointed module itself. If the network is meant to stay fixed, "
     cure += "freeze it with `requires_grad_(False)`."
     raise ValueError(checks.message(f"the feature of {name!r} to carry a gradient", "requires_grad=False", cure))
+
+
+def _replaced(name: str) -> NoReturn:
+    """Say that the module a tap hung on is no longer in the network."""
+    cure = "Attach the heads after whatever replaces modules, such as `convert_sync_batchnorm`."
+    raise ValueError(checks.message(f"the tapped module {name!r} to be the one that was tapped", "another one", cure))
 
 
 def _selectable(name: str, value: object, selector: object) -> NoReturn:

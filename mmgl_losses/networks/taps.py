@@ -1,28 +1,22 @@
 """Features from inside any network, and heads on them, without touching the network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from mmgl_losses import checks
 from mmgl_losses.networks.hooks import (
+    Hooks,
     Selector,
     Tap,
     check_selectors,
     hook,
-    one_tensor,
-    ran_once,
-    refuse_overwritten,
     resolve,
-    select,
     tap_names,
 )
-from mmgl_losses.networks.trace import dry_run, network
-
-HeadFactory = Callable[[int], nn.Module]
+from mmgl_losses.networks.trace import network
 
 
 class FeatureTaps:
@@ -58,10 +52,10 @@ class FeatureTaps:
         selectors = tap_names(names)
         self._paths = {name: resolve(net, name) for name in selectors}
         self._taps = {name: Tap(name, selector) for name, selector in selectors.items()}
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks([])
 
     def __enter__(self) -> Self:
-        self._handles += hook(self._net, self._paths, self._taps)
+        self._hooks.handles += hook(self._net, self._paths, self._taps)
         for tap in self._taps.values():
             tap.start()
         return self
@@ -69,8 +63,7 @@ class FeatureTaps:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        self._hooks.remove()
         for tap in self._taps.values():
             tap.open = False
             if error is not None:
@@ -79,7 +72,7 @@ class FeatureTaps:
     def read(self) -> dict[str, Tensor]:
         """The features of the pass that ran, by name; they are forgotten here."""
         try:
-            return {name: tap.take(self._net, self._paths[name]) for name, tap in self._taps.items()}
+            return {name: tap.take(self._net, self._paths[name], hung=False) for name, tap in self._taps.items()}
         finally:
             for tap in self._taps.values():
                 tap.clear()
@@ -127,22 +120,25 @@ class TappedModel(nn.Module):
         super().__init__()
         self.net = network("net", net)
         self.output = checks.flag("output", output)
-        _heads(heads)
+        check_heads(heads)
         selectors = check_selectors(selectors, heads)
         self._paths = {name: resolve(net, name) for name in heads}
         self._taps = {name: Tap(name, selectors.get(name)) for name in heads}
         self._keys = {name: head_key(name) for name in heads}
         self.heads = nn.ModuleDict({self._keys[name]: network(name, head) for name, head in heads.items()})
-        self._handles = hook(net, self._paths, self._taps)
+        self._hooks = Hooks(hook(net, self._paths, self._taps))
+        self._closed = False
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """The arguments of the network -> (its output or None, {name: head(feature)})."""
         _not_a_replica(self)
+        if self._closed:
+            _refuse_closed()
         for tap in self._taps.values():
             tap.start()
         try:
             output = self.net(*args, **kwargs)
-            features = {name: tap.take(self.net, self._paths[name]) for name, tap in self._taps.items()}
+            features = {name: tap.take(self.net, self._paths[name], hung=True) for name, tap in self._taps.items()}
         finally:
             for tap in self._taps.values():
                 tap.stop()
@@ -184,8 +180,14 @@ class TappedModel(nn.Module):
 
     def close(self) -> None:
         """Take the hooks off the network; this model does not work any more."""
-        while self._handles:
-            self._handles.pop().remove()
+        self._closed = True
+        self._hooks.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def extra_repr(self) -> str:
         """Whether the network's output is returned."""
@@ -195,75 +197,17 @@ class TappedModel(nn.Module):
 def head_key(name: str) -> str:
     """The key of a head in ``TappedModel.heads``: names of modules hold dots, which keys of a ModuleDict cannot.
 
+    A slash stands for a dot. Slashes and tildes that are in the name are escaped as in a JSON pointer (RFC 6901).
+
     Example:
         >>> head_key("decoder.blocks.1")
         'decoder/blocks/1'
     """
-    key = name.replace(".", "/")
+    key = name.replace("~", "~0").replace("/", "~1").replace(".", "/")
     return f"{key}/" if not key or hasattr(nn.ModuleDict(), key) else key
 
 
-def attach_heads(
-    net: nn.Module,
-    example: object,
-    heads: Mapping[str, HeadFactory | nn.Module],
-    *,
-    output: bool = True,
-    selectors: Mapping[str, Selector] | None = None,
-) -> TappedModel:
-    """Put a head on each named module, with as many input channels as that module gives.
-
-    The channels come from one pass over `example` that only follows shapes (`trace.dry_run`); the network's weights,
-    buffers, modes, hooks and the random state stay as they are. New heads are moved to the
-    device of their feature and the type of the network's parameters.
-
-    Args:
-        net: any network that is not compiled yet.
-        example: what the network is called with: a tensor, a tuple of arguments or a mapping of named arguments.
-        heads: for each name of a module as in ``net.named_modules()``, what makes its head from the number of
-            channels (a class, a function), or a ready module.
-        output: False leaves the network's output out of what the model returns.
-        selectors: for modules that return more than a tensor, what to take: an index, a key, an attribute's name or
-            a function of the output.
-
-    Returns:
-        The model, which returns ``(output, {name: head(feature)})``.
-
-    Raises:
-        ValueError: an unknown name, a module in compiled code, one that does not run once, or is overwritten.
-        TypeError: a module returned no tensor, or something that is no head.
-
-    Example:
-        >>> import torch
-        >>> from mmgl_losses.networks.heads import GlobalHead
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
-        >>> tapped = attach_heads(net, torch.zeros(2, 1, 8, 8), {"1": GlobalHead})
-        >>> output, embeddings = tapped(torch.zeros(2, 1, 8, 8))
-        >>> embeddings["1"].shape
-        torch.Size([2, 128])
-    """
-    network("net", net)
-    modules = {name: net.get_submodule(resolve(net, name)) for name in _heads(heads)}
-    selectors = check_selectors(selectors, heads)
-    checks.flag("output", output)
-    calls = dry_run(net, example).calls
-    first_names = {module: name for name, module in net.named_modules()}
-    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
-    built = {}
-    for name, head in heads.items():
-        ran = [call for call in calls if call.name == first_names[modules[name]]]
-        ran_once(name, len(ran))
-        selector = selectors.get(name)
-        feature = one_tensor(name, select(name, ran[0].output, selector), selector is not None)
-        if ran[0].overwritten and not callable(selector):
-            refuse_overwritten(name)
-        if not isinstance(head, nn.Module):
-            head = _head(name, head(_channels(name, feature))).to(feature.device, dtype)
-        built[name] = head
-    return TappedModel(net, built, output=output, selectors=selectors)
-
-
-def _heads(value: object) -> Mapping[str, object]:
+def check_heads(value: object) -> Mapping[str, object]:
     """A non-empty mapping from names of modules to modules or what makes them."""
     expected = "`heads` to be a non-empty mapping from names of modules to heads"
     cure = "Write `{name: GlobalHead for name in names}`."
@@ -278,25 +222,17 @@ def _heads(value: object) -> Mapping[str, object]:
     return value
 
 
-def _head(name: str, value: object) -> nn.Module:
-    """What makes a head made a module."""
-    if not isinstance(value, nn.Module):
-        raise TypeError(checks.message(f"`heads[{name!r}]` to make a torch.nn.Module", type(value).__name__))
-    return value
-
-
-def _channels(name: str, value: Tensor) -> int:
-    """The channels of a feature (B, C, ...)."""
-    if value.ndim < 2:
-        raise ValueError(checks.message(f"the feature of {name!r} of shape (B, C, ...)", checks.shape(value)))
-    return value.shape[1]
-
-
 def _not_a_replica(module: nn.Module) -> None:
     """Refuse ``nn.DataParallel``, whose threads would share the taps."""
     if getattr(module, "_is_replica", False):
         expected = "a tapped model in one thread"
         raise ValueError(checks.message(expected, "torch.nn.DataParallel", "Use DistributedDataParallel."))
+
+
+def _refuse_closed() -> NoReturn:
+    """Say that a model has no hooks any more."""
+    cure = "Use its network, `tapped.net`, or attach heads again."
+    raise ValueError(checks.message("an open tapped model", "one after `close()`", cure))
 
 
 def _walkable(node: str) -> None:

@@ -1,94 +1,173 @@
-"""One forward pass that leaves no trace: what sizes the heads and finds the stages."""
+"""One forward pass, recorded, after which the network is as it was.
+
+The pass is a real one, in eval mode and without gradients, on a copy of the example.
+"""
 
 import copy
+import random
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from itertools import count
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.parameter import is_lazy
 
 from mmgl_losses import checks
+from mmgl_losses.networks.recorder import Call, Recorder, Trace, tensors
 
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+_DROPOUT = nn.modules.dropout._DropoutNd
 
 
-@dataclass(eq=False)
-class Call:
-    """One call of a module: what went in and out, and when; `passed_on`: it returned a tensor as it was given."""
-
-    name: str
-    module: nn.Module
-    inputs: list[Tensor]
-    start: int
-    end: int = -1
-    output: Any = None
-    version: int = 0
-    passed_on: bool = False
-
-    @property
-    def overwritten(self) -> bool:
-        """The output tensor was changed in place after the call."""
-        return isinstance(self.output, Tensor) and version(self.output) != self.version
+Look = Callable[[Call, Any, Recorder], None]
 
 
-@dataclass(frozen=True)
-class Trace:
-    """The calls of one pass in the order in which they ended, and the names of the network's modules.
+def record(net: nn.Module, example: object, kwargs: Mapping[str, Any] | None = None, look: Look | None = None) -> Trace:
+    """Run ``net(example)`` once and write down what happened; the network stays as it was.
 
-    The tensors are fake where the network could run on fake ones: they have shapes and no data.
-    """
-
-    calls: list[Call]
-    inputs: list[Tensor]
-    output: Any
-
-
-def tensors(value: object) -> Iterator[Tensor]:
-    """Every tensor in nested sequences, mappings and objects with attributes."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        yield from tensors(vars(value))
-
-
-def version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place, where that is counted: not in inference mode or when compiled."""
-    if torch.compiler.is_compiling() or tensor.is_inference():
-        return 0
-    return tensor._version
-
-
-def dry_run(net: nn.Module, example: object) -> Trace:
-    """Watch ``net(example)`` in eval mode, without gradients, and leave everything as it was.
-
-    The pass runs on a copy made of fake tensors, which have no data, so it costs no memory and touches nothing.
-    A network that cannot do that (its flow depends on values, or it leaves torch) runs once for real; its modes,
-    buffers and torch's random state are then put back.
+    It runs in eval mode and without gradients, and without the hooks that are on the network already. A network that
+    takes its own features by hooks fails so, and runs again with them. Modes, buffers, attributes of the modules (with
+    what is in lists, sets and dictionaries among them) and the random state are put back. A network with lazy modules
+    runs as a copy. On the device ``meta``, nothing is computed at all.
 
     Args:
         net: any network.
-        example: what it is called with: a tensor, a tuple of arguments, or a mapping of named arguments.
+        example: what it is called with: a tensor, a tuple or list of arguments, or a mapping of named arguments.
+        kwargs: named arguments beside it.
+        look: is called after each call of a module with what it returned.
     """
-    kwargs = dict(example) if isinstance(example, Mapping) else {}
-    args = () if kwargs else example if isinstance(example, tuple) else (example,)
-    with _uncompiled(net), _random_state(net), torch.no_grad(), warnings.catch_warnings():
+    args, named = arguments(example, kwargs)
+    if any(is_lazy(value) for value in (*net.parameters(), *net.buffers())):
+        net = copy.deepcopy(net)  # a pass would settle their shapes
+    try:
+        return _record(net, args, named, look, hooks=False)
+    except Exception:  # whatever a network says without its hooks: with them, it speaks for itself
+        return _record(net, args, named, look, hooks=True)
+
+
+def _record(net: nn.Module, args: Any, named: Any, look: Look | None, *, hooks: bool) -> Trace:
+    recorder = Recorder()
+    with ExitStack() as stack:
+        stack.enter_context(_uncompiled(net))
+        stack.enter_context(_random_state(net))
+        stack.enter_context(_unchanged(net, hooks=hooks))
+        stack.enter_context(torch.inference_mode(False))  # what the network caches must serve training later
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # what the network has to say, it says in a pass of the user's own
-        try:
-            return _run_fake(net, args, kwargs)
-        except Exception:  # whatever a network does to fake tensors: the real pass speaks for itself
-            return _run_real(net, args, kwargs)
+        args, named = _copied(args), _copied(named)
+        recorder.begin(list(tensors((args, named))))
+        stack.enter_context(_calls(net, recorder, look))
+        with recorder:
+            output = net(*args, **named)
+        nodes = [recorder.node(tensor) for tensor in tensors(output)]
+        recorder.trace.calls = sorted(reversed(recorder.trace.calls), key=lambda call: (call.start, -call.end))
+        recorder.trace.outputs = list(dict.fromkeys(node for node in nodes if node is not None))
+    return recorder.trace
+
+
+def arguments(example: object, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the named arguments that an example stands for."""
+    named = {} if kwargs is None else {**_mapping(kwargs)}
+    if isinstance(example, Mapping):
+        return (), {**example, **named}
+    return (tuple(example) if isinstance(example, list | tuple) else (example,)), named
+
+
+def _mapping(kwargs: object) -> Mapping[str, Any]:
+    """`kwargs` is a mapping from names."""
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(checks.message("`kwargs` to be a mapping of named arguments", checks.typed(kwargs)))
+    return kwargs
+
+
+def _copied(value: Any) -> Any:
+    """The same with copies of tensors, which a network may write to."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if type(value) is tuple:
+        return tuple(map(_copied, value))
+    return [_copied(item) for item in value] if type(value) is list else value
+
+
+@contextmanager
+def _calls(net: nn.Module, recorder: Recorder, look: Look | None) -> Iterator[None]:
+    """Write down the calls of modules, by hooks that are taken off again."""
+    names = {module: name for name, module in net.named_modules()}
+    trace, running, handles = recorder.trace, [], []
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        running.append(Call(names[module], module, len(trace.nodes)))
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        call = running.pop()
+        while call.module is not module:  # a call that raised, in a network that went on
+            call = running.pop()
+        if isinstance(module, _DROPOUT) and module.inplace and isinstance(output, Tensor):
+            recorder.rewritten(output)  # as it will be in training
+        nodes = [recorder.node(tensor) for tensor in tensors(output)]
+        call.end, call.kind = len(trace.nodes), type(output).__name__
+        call.returned = tuple(node for node in nodes if node is not None)
+        if isinstance(module, _DROPOUT) and not module.inplace:
+            call.kind, call.returned = "what it is given", ()  # in training it is another map, with holes
+        elif isinstance(output, Tensor):
+            call.output, call.floating = recorder.node(output), output.is_floating_point()
+        trace.calls.append(call)
+        if look is not None:
+            look(call, output, recorder)
+
+    try:
+        for module in names:
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+                continue
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _unchanged(net: nn.Module, *, hooks: bool) -> Iterator[None]:
+    """In eval mode inside, `hooks`: with the network's hooks; afterwards all is what it was."""
+    modules = list(net.modules())
+    modes = [module.training for module in modules]
+    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in net.buffers() if not buffer.is_inference()]
+    states = [
+        (vars(module), dict(vars(module))) for module in modules if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    contents = [
+        (value, copy.copy(value))
+        for _, kept in states
+        for value in kept.values()
+        if type(value) in (dict, OrderedDict, list, set)
+    ]
+    try:
+        for module in modules:
+            module.training = False
+            for name in () if hooks or isinstance(module, torch.jit.ScriptModule) else _HOOKS:
+                getattr(module, name).clear()
+        yield
+    finally:
+        for attributes, kept in states:
+            attributes.clear()
+            attributes.update(kept)
+        for value, kept in contents:
+            value.clear()
+            value.extend(kept) if isinstance(value, list) else value.update(kept)
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+        with torch.no_grad():
+            for buffer, kept, version in buffers:
+                if buffer._version != version:
+                    buffer.copy_(kept)
 
 
 def _uncompiled(net: nn.Module) -> AbstractContextManager[Any]:
@@ -97,72 +176,20 @@ def _uncompiled(net: nn.Module) -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
-def _random_state(net: nn.Module) -> AbstractContextManager[None]:
+@contextmanager
+def _random_state(net: nn.Module) -> Iterator[None]:
+    """The random states of torch, Python and, where it is in use, NumPy are what they were."""
     devices = {p.device for p in net.parameters() if p.device.type not in ("cpu", "meta")}
     kind = next((device.type for device in devices), "cuda")
-    return torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind)
-
-
-def _run_fake(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with FakeCopyMode(mode):
-        net, args, kwargs = copy.deepcopy((net, args, kwargs))
-    for module in net.modules():
-        module.training = False
-        for hooks in _HOOKS:  # the user's hooks are not for fake tensors
-            getattr(module, hooks).clear()
-    with mode:
-        return _watch(net, args, kwargs)
-
-
-def _run_real(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    modes = [(module, module.training) for module in net.modules()]
-    buffers = [
-        (module, key, buffer, buffer.clone(), version(buffer))
-        for module in net.modules()
-        for key, buffer in module._buffers.items()
-        if buffer is not None and not is_lazy(buffer)
-    ]
+    numpy, python = sys.modules.get("numpy"), random.getstate()
+    state = numpy.random.get_state() if numpy is not None else None
     try:
-        for module, _ in modes:
-            module.training = False
-        return _watch(net, args, kwargs)
+        with torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for module, key, buffer, kept, before in buffers:
-            module._buffers[key] = buffer
-            if version(buffer) != before:
-                buffer.copy_(kept)
-
-
-def _watch(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    names = {module: name for name, module in net.named_modules()}
-    clock, running, ended, handles = count(), [], [], []
-    given: dict[Call, dict[int, int]] = {}  # the versions of what went into a call
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        running.append(Call(names[module], module, list(tensors((args, kwargs))), next(clock)))
-        given[running[-1]] = {id(tensor): version(tensor) for tensor in running[-1].inputs}
-
-    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        call = running.pop()
-        while call.module is not module:  # a call that raised, in a network that went on
-            call = running.pop()
-        call.end, call.output = next(clock), output
-        call.version = version(output) if isinstance(output, Tensor) else 0
-        call.passed_on = given[call].get(id(output)) == call.version
-        ended.append(call)
-
-    try:
-        for module in names:
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
-        output = net(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Trace(ended, list(tensors((args, kwargs))), output)
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(state)
 
 
 def network(name: str, value: object) -> nn.Module:

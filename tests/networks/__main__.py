@@ -24,18 +24,18 @@ Written by `make networks`, which runs `python -m tests.networks --write docs/ne
 weights, small where their configuration allows it, nothing downloaded. {versions}; Python {python}, {threads} thread of a CPU.
 
 On each: `discover_stages` must find the stages that were written down beforehand (`tests/networks/*_networks.py`), and leave
-weights, buffers, modes and the random state as they were; the calls it prints must run as they are; one step of
-training must work with each of the three losses, with heads on the stages found; and the plain `state_dict` must go
-back into a fresh network, strictly, and give the same output.
+weights, buffers, modes and the random state as they were, and the type of what the network returns; the calls it prints
+must run as they are; one step of training must work with each of the three losses, with heads on the stages found, and
+move the weights; and the plain `state_dict` must go back into a fresh network, strictly, and give the same output.
 
-A stage is written stride:channels, such as `2x4x4:12`. *Fake* says that the stages were found by a pass on tensors without data;
-where it says *real*, the network cannot do that, and one pass ran in its place. No decoder means that no module makes
-features finer than the coarsest ones: such networks interpolate their logits, and have one in the last column all the same.
+A stage is written stride:channels, such as `2x4x4:12`. No decoder means that no layer makes features finer than the
+coarsest ones: such networks interpolate their logits, or have none. *Reported*: the stages that were found are right,
+and the report says which others exist, and why they cannot be tapped as they are.
 
 **{passed} of {count} pass.** {failures}
 
-| network | encoder | decoder | pass | result |
-|---|---|---|---|---|
+| network | encoder | decoder | result |
+|---|---|---|---|
 {rows}
 """
 
@@ -70,9 +70,9 @@ def read(path: Path) -> dict[str, Trial]:
     text = path.read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")][1:]
     cells = {
-        name: ["" if cell == "none" else cell for cell in (encoder, decoder)] for name, encoder, decoder, *_ in rows
+        name: ["" if cell == "none" else cell for cell in (encoder, decoder)] for name, encoder, decoder, _ in rows
     }
-    trials = {name: Trial(*cells[name], fake=fake == "fake") for name, _, _, fake, _ in rows}
+    trials = {name: Trial(*cells[name], reported=("",) * ("reported" in result)) for name, _, _, result in rows}
     for line in text.partition("## What fails")[2].partition("\n## ")[0].splitlines():
         if line.startswith("- **"):
             name, _, problems = line.removeprefix("- **").partition("**: ")
@@ -90,8 +90,8 @@ def page(trials: dict[str, Trial]) -> str:
         python=platform.python_version(),
         threads=torch.get_num_threads(),
         rows="\n".join(
-            f"| {name} | {trial.encoder or 'none'} | {trial.decoder or 'none'} | {'fake' if trial.fake else 'real'} | "
-            f"{'**fails**' if trial.problems else 'passes'} |"
+            f"| {name} | {trial.encoder or 'none'} | {trial.decoder or 'none'} | "
+            f"{'**fails**' if trial.problems else 'passes'}{', reported' if trial.reported else ''} |"
             for name, trial in trials.items()
         ),
     )

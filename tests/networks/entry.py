@@ -24,7 +24,6 @@ class Entry:
         output: names of the modules that make the output; None where a person would not care.
         size: of the image.
         channels: of the image.
-        fake: it can run on tensors without data.
         logits: what a segmentation loss is given, from the output in training; None where the output is no map.
         revised: why the expectation is no longer the first one that was written down; shown with the results.
     """
@@ -35,7 +34,6 @@ class Entry:
     output: tuple[str, ...] | None = None
     size: tuple[int, ...] = (32, 32)
     channels: int = 1
-    fake: bool = True
     logits: Callable[[Any], torch.Tensor] | None = lambda output: output
     revised: str = ""
 

@@ -89,18 +89,15 @@ HUGGING_FACE = {
     ),
     "HF UperNet, ConvNeXt": Entry(
         upernet(convnext, 24),
-        "4:8 8:16 16:24 32:32",
+        "4:8 8:16 16:24 32:12",
         "16:12 8:12 4:12",
-        fake=False,  # it takes its features by hooks of its own, which are left out of a pass on fake tensors
         **SEMANTIC,
-        revised="The pyramid was expected as the bottom; it is one layer behind the backbone's last stage.",
     ),
     "HF UperNet, Swin": Entry(
         upernet(swin, 32),
-        "4:12 8:12 16:12 32:12",
+        "4:8 8:16 16:32 32:12",
         "16:12 8:12 4:12",
         **{**SEMANTIC, "size": (128, 128)},
-        revised="The stages of the backbone were expected; they return tokens, and the first maps are those of the lateral layers.",
     ),
     "HF BEiT": Entry(
         model("BeitForSemanticSegmentation", vision("BeitConfig")),
@@ -131,10 +128,9 @@ HUGGING_FACE = {
                 auxiliary_loss_weight=0.4,
             ),
         ),
-        "4:8 8:12 16:16 32:20",
+        "4:24 8:24 16:24 32:24",
         "16:24 8:24 4:24 2:24",
         **SEMANTIC,
-        revised="The fusion's width was expected; the maps have their own widths when they are made.",
     ),
     "HF MobileViT": Entry(
         model(

@@ -71,8 +71,9 @@ MONAI = {
         monai("DynUNet", 2, 1, 3, [3] * 4, [1, 2, 2, 2], [2] * 3, filters=[4, 8, 12, 16], deep_supervision=True),
         ("input_block", "downsamples.0", "downsamples.1", "bottleneck"),
         names("upsamples.{}", 3),
-        ("deep_supervision_heads.0", "output_block"),
+        ("output_block",),
         logits=lambda output: output[:, 0],
+        revised="The head of the coarser level was expected too; in eval mode its output is not returned.",
     ),
     "MONAI DynUNet, 3-D, anisotropic, residual": Entry(
         monai(
@@ -112,8 +113,9 @@ MONAI = {
         monai("SegResNetDS", 2, 8, 1, 3, blocks_down=(1, 2, 2), dsdepth=2),
         "1:8 2:16 4:32",
         names("up_layers.{}.blocks", 2),
-        names("up_layers.{}.head", 2),
+        ("up_layers.1.head",),
         logits=lambda output: output[0],
+        revised="The head of the coarser level was expected too; in eval mode its output is not returned.",
     ),
     "MONAI AttentionUnet": Entry(
         monai("AttentionUnet", 2, 1, 3, (4, 8, 12), (2, 2)),
@@ -123,31 +125,34 @@ MONAI = {
     ),
     "MONAI UNETR": Entry(
         monai("UNETR", 1, 3, (32, 32), feature_size=4, hidden_size=12, mlp_dim=12, num_heads=2, spatial_dims=2),
-        ("encoder1", "encoder2", "encoder3", "encoder4"),
+        ("encoder1", "encoder2", "encoder3", "encoder4", "vit.norm"),
         ("decoder5", "decoder4", "decoder3", "decoder2"),
         ("out",),
+        revised="The blocks beside the transformer were expected alone; its tokens are maps, and the bottleneck.",
     ),
     "MONAI UNETR, 3-D": Entry(
         monai("UNETR", 1, 3, (32, 32, 32), feature_size=4, hidden_size=12, mlp_dim=12, num_heads=2),
-        ("encoder1", "encoder2", "encoder3", "encoder4"),
+        ("encoder1", "encoder2", "encoder3", "encoder4", "vit.norm"),
         ("decoder5", "decoder4", "decoder3", "decoder2"),
         ("out",),
         (32, 32, 32),
+        revised="The blocks beside the transformer were expected alone; its tokens are maps, and the bottleneck.",
     ),
     "MONAI SwinUNETR": Entry(
         monai("SwinUNETR", 1, 3, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), spatial_dims=2),
-        ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10"),
+        ("encoder1", "encoder2", "encoder3", "encoder4", "swinViT.layers3.0", "encoder10"),
         ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1"),
         ("out",),
         (64, 64),
+        revised="The level at stride 16 had been left out: the decoder joins the backbone's own map there.",
     ),
     "MONAI SwinUNETR, 3-D, version 2": Entry(
         monai("SwinUNETR", 1, 3, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), use_v2=True),
-        "2:12 4:24 8:48 16:96 32:192",
+        ("encoder1", "encoder2", "encoder3", "encoder4", "swinViT.layers3.0", "encoder10"),
         ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1"),
         ("out",),
         (64, 64, 64),
-        revised="The blocks beside the backbone were expected, as in version 1; here the backbone itself gives maps.",
+        revised="The level at stride 16 had been left out: the decoder joins the backbone's own map there.",
     ),
     "MONAI VNet": Entry(
         monai("VNet", 2, 1, 3, dropout_dim=2),
@@ -172,7 +177,6 @@ MONAI = {
         dints,
         "1:8 2:16 4:32 8:64",
         "4:32 2:16 1:8",
-        fake=False,  # its search space reads the values of its architecture codes
         revised="The full resolution inside the stem had been overlooked.",
     ),
     "MONAI AHNet": Entry(

@@ -258,7 +258,7 @@ OWN = {
         (16, 17, 19),
     ),
     "functional": Entry(Functional, ("e1", "e2", "e3", "bottom"), ("d3", "d2", "d1"), ("out",)),
-    "flat": Entry(Flat, ("norm1", "norm2", "conv3"), ("join2", "join1"), ("out", "sigmoid"), logits=None),
+    "flat": Entry(Flat, ("norm1", "norm2", "conv3"), ("join2", "join1"), ("out",), logits=None),
     "two parts": Entry(TwoPart, names("encoder.{}", 3), names("decoder.{}", 3), ("head",)),
     "one block shared by all levels": Entry(Shared, "1:8 2:8 4:8", "2:8 1:8", ("out",)),
     "lists of modules, a dictionary out": Entry(
@@ -271,11 +271,9 @@ OWN = {
     ),
     "depends on values": Entry(
         Valued,
-        ("a", "b"),
+        ("norm", "b"),
         ("c",),
         ("d",),
-        fake=False,
-        revised="The norm after the first block was expected; the block in front of it is as good a place.",
     ),
     "functions only": Entry(Bare, "", ""),
 }

@@ -13,7 +13,7 @@ def smp(name: str, encoder: str = "resnet18", **options: Any) -> Callable[[], nn
         import segmentation_models_pytorch
 
         return getattr(segmentation_models_pytorch, name)(
-            encoder, encoder_weights=None, classes=3, **{"in_channels": 1, **options}
+            encoder, encoder_weights=None, **{"classes": 3, "in_channels": 1, **options}
         )
 
     return make
@@ -27,11 +27,10 @@ SMP = {
     "smp Unet, scse attention": Entry(smp("Unet", decoder_attention_type="scse"), RESNET, FIVE, HEAD, LARGE),
     "smp Unet, efficientnet-b0": Entry(
         smp("Unet", "efficientnet-b0"),
-        "2:16 4:24 8:40 16:112 32:320",
+        "2:32 4:24 8:40 16:112 32:320",
         FIVE,
         HEAD,
         LARGE,
-        revised="The stem (32 channels) was expected at stride 2; a block at the same stride follows it.",
     ),
     "smp Unet, mit_b0": Entry(smp("Unet", "mit_b0"), "4:32 8:64 16:160 32:256", FIVE, HEAD, LARGE),
     "smp Unet, timm's convnext_atto": Entry(

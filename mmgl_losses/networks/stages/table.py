@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 
 @dataclass(frozen=True)
@@ -9,11 +10,11 @@ class Row:
     """One stage: the module to tap, and what it returns.
 
     Attributes:
-        name: of the module, as in ``net.named_modules()``.
+        name: of the module, as in ``net.named_modules()``; of a stage that cannot be tapped, what stands in the way.
         role: ``"encoder"``, ``"decoder"`` or ``"output"``.
         channels: of the feature map.
         size: of its spatial axes.
-        stride: size of the image over size of the feature map, along each axis.
+        stride: elements of the image between two neighbours, along each axis; a fraction where the network enlarges.
         module: the name of its class.
     """
 
@@ -21,16 +22,12 @@ class Row:
     role: str
     channels: int
     size: tuple[int, ...]
-    stride: tuple[int, ...]
+    stride: tuple[int | Fraction, ...]
     module: str
 
 
 def table(rows: Iterable[Row]) -> str:
     """The rows as text, one under the other."""
-
-    def times(values: tuple[int, ...]) -> str:
-        return "x".join(map(str, values))
-
     lines = [("role", "name", "channels", "size", "stride", "module")]
     for row in rows:
         lines.append((row.role, row.name, str(row.channels), times(row.size), times(row.stride), row.module))
@@ -42,3 +39,8 @@ def table(rows: Iterable[Row]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def times(values: Iterable[int | Fraction]) -> str:
+    """Sizes and strides as they are written: ``16x16``."""
+    return "x".join(map(str, values))
