@@ -222,6 +222,7 @@ wrong_value("Expected `instances` in which each image occurs equally often, got 
 wrong_value("Expected `instances` to be a tensor or sequence of 2 integers, one for each row, got 3.", local_supcon, X, Y, [0, 0, 0], pairs="augmentations")
 wrong_value("Expected `instances` to be a tensor or sequence of 2 integers, one for each row, got (2, 1).", local_supcon, X, Y, torch.zeros(2, 1).long(), pairs="augmentations")
 wrong_type("Expected `instances` to be a tensor or sequence of 2 integers, one for each row, got [0.5, 0.5].", local_supcon, X, Y, torch.full((2,), 0.5), pairs="augmentations")
+wrong_type("Expected `instances` to be a tensor or sequence of 2 integers, one for each row, got [True, False].", local_supcon, X, Y, torch.tensor([True, False]), pairs="augmentations")
 wrong_type("Expected `instances` to be a tensor or sequence of 2 integers, one for each row, got 7 of type int.", local_supcon, X, Y, 7, pairs="augmentations")
 wrong_value("Expected no `instances` with pairs='image', got `instances`. Pass `pairs='augmentations'`", local_supcon, X, Y, [0, 0])
 wrong_value("Expected no `instances` with pairs='batch', got `instances`.", local_supcon, X, Y, torch.zeros(2).long(), pairs="batch")
