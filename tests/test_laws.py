@@ -206,6 +206,7 @@ def test_memory_layout_and_type_of_labels(row, data):
     assert torch.equal(problem.ids, before[1])
 
 
+@pytest.mark.filterwarnings("ignore:`labels` hold")
 @over([row for row in ROWS if row[0] != "global"])
 @few
 @given(data=st.data(), outside=st.sampled_from([-1, -100, 255, 256, 300]))

@@ -43,7 +43,7 @@ def test_our_losses_keep_every_law(kind):
     ("kind", "options"),
     [
         ("global", {"formula": "mmgl"}),
-        ("global", {"tolerance": 0.5, "formula": "decoupled"}),
+        ("global", {"temperature": 0.5, "formula": "decoupled"}),
         ("local", {"formula": "mmgl", "background": "key"}),
         ("local", {"formula": "supcon_in", "pairs": "batch", "background": "ignore"}),
         ("segmentation", {"cross_entropy": 0.5, "include_background": False}),

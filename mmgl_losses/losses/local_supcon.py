@@ -58,7 +58,7 @@ class LocalOptions:
         checks.one_of("sampling", self.sampling, get_args(Sampling))
         contrast.check_impl(self.impl)
         checks.flag("gather", self.gather)
-        if self.background_index != 0 and self.background == "anchor" and self.sampling == "grid":
+        if self.background_index > 0 and self.background == "anchor" and self.sampling == "grid":
             cure = (
                 "Points of the background count as any other there. Say background='key' or 'ignore', or leave it out."
             )

@@ -170,7 +170,7 @@ def test_several_processes_take_the_loss_of_the_whole_batch(monkeypatch: pytest.
         stage = staged("mmgl", 0, *said)
         monkeypatch.setattr(StageModule, "trainer", SimpleNamespace(world_size=world))
         stage.setup("fit")
-        assert stage.loss.options["gather"] is gathers
+        assert stage.loss.options.gather is gathers
         monkeypatch.undo()
     images, stage = torch.rand(4, 1, 32, 32), staged("mmgl", 0)
     assert stage.ids(images, None, {}).tolist() == [0, 1, 0, 1]

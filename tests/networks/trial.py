@@ -150,7 +150,15 @@ def _global(embeddings: dict[str, Tensor]) -> Tensor:
 
 
 def _local(features: dict[str, Tensor], labels: Tensor) -> Tensor:
+    labels = _flat(labels, next(iter(features.values())))
     return MultiScaleLocalSupCon(weights=(1.0,) * len(features), stride=2)(features, labels)
+
+
+def _flat(labels: Tensor, features: Tensor) -> Tensor:
+    """Labels with as many axes as the features: a network may take volumes and go on with slices."""
+    while labels.ndim > features.ndim - 1:
+        labels = labels[:, 0]
+    return labels
 
 
 def _dice(entry: Entry, output: object, coarser: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -160,7 +168,7 @@ def _dice(entry: Entry, output: object, coarser: dict[str, Tensor], labels: Tens
         own = entry.logits(output)
         levels = [level for level in levels if level[0, 0].numel() < own[0, 0].numel()]
         levels.append(own[:, :CLASSES] if own.shape[1] != CLASSES else own)
-    return DeepSupervisionDice(weights=(1.0,) * len(levels), cross_entropy=0.5)(levels, labels)
+    return DeepSupervisionDice(weights=(1.0,) * len(levels), cross_entropy=0.5)(levels, _flat(labels, levels[0]))
 
 
 def _evaluated(net: nn.Module, images: Tensor) -> list[Tensor]:

@@ -49,7 +49,7 @@ NUMBERS = {
     "soft_dice": (lambda x, y, t: soft_dice(x, y, cross_entropy=t), lambda: (levels(2)[1], labels(2))),
     "pair_terms": (
         lambda x, i, t: pair_terms(x, i, temperature=t, tolerance=1.0, bound=20.0).negative_lse.sum(),
-        lambda: (rows(9), torch.arange(9)),
+        lambda: (rows(9).detach().double().requires_grad_(), torch.arange(9)),
     ),
 }
 

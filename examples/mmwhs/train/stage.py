@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any, Self
 
 import lightning.pytorch as lightning
@@ -88,7 +89,7 @@ class StageModule(lightning.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Lets several processes take the loss of the whole batch, as one would, where the loss knows how to."""
-        if self.trainer.world_size > 1 and "gather" in getattr(self.loss, "options", ()):
+        if self.trainer.world_size > 1 and "gather" in signature(type(self.loss)).parameters:
             part = replace(self.stage.loss, options={"gather": True, **self.stage.loss.options})
             self.loss = build(part, "loss", self.classes)
 
