@@ -18,6 +18,7 @@ from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
 
 LIBRARY = Path(__file__).with_name("engine.so")
 MOST = 2  # instruction sets beyond what every processor has: AVX2, AVX-512
+_THREADED = 1 << 27  # products from which on more threads pay: they start with a call and end with it
 _ID_TYPES = {torch.int64: 0, torch.float32: 1, torch.float64: 2}
 _ERRORS = {1: "not enough memory for the native engine", 2: "`self_index` outside of the keys"}
 _pointer, _pair, _steps = ctypes.c_void_p, ctypes.c_void_p * 2, ctypes.c_int64 * 3
@@ -123,7 +124,7 @@ def _solve(problem: Problem, **results: object) -> None:
         features=features,
         anchor_steps=anchors.stride(),
         key_steps=(0, 0, 0) if keys is None else keys.stride(),
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads() if problem.pairs * features > _THREADED else 1,
         backward="gradient" in results,
         wide=anchors.dtype == torch.float64,
         id_type=_ID_TYPES[problem.ids.dtype],
