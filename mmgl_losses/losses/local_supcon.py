@@ -1,7 +1,7 @@
 """The local loss: supervised contrast of points."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -139,7 +139,7 @@ def local_supcon(
         background_index=background_index, ignore_index=ignore_index, stride=stride, sampling=sampling,
         impl=impl, gather=gather,
     )  # fmt: skip
-    return _loss("features", features, labels, instances, options)
+    return _losses({"features": features}, labels, instances, options)[0]
 
 
 class MultiScaleLocalSupCon(MultiScale):
@@ -211,33 +211,43 @@ class MultiScaleLocalSupCon(MultiScale):
             Scalar.
         """
         levels, weights = self.levels("features", features)
-        return weighted_sum([_loss(*level, labels, instances, self.options) for level in levels.items()], weights)
+        return weighted_sum(_losses(levels, labels, instances, self.options), weights)
 
     def diagnose(self, features: Levels, labels: Tensor, instances: Instances = None) -> diagnostics.Diagnostics:
         """What the loss sees: valid anchors of each class, positives, distance from the floor."""
         options = replace(self.options, gather=False)
         levels, weights = self.levels("features", features)
         with torch.no_grad():
-            seen = [diagnostics.Seen(*_terms(*level, labels, instances, options)) for level in levels.items()]
+            seen = [diagnostics.Seen(*found) for found in _terms_of_levels(levels, labels, instances, options)]
             return diagnostics.contrast(levels, weights, seen, options, LOCAL_FORMULAS)
 
 
-def _loss(name: str, features: Tensor, labels: Tensor, instances: Instances, options: LocalOptions) -> Tensor:
-    terms, _ = _terms(name, features, labels, instances, options)
-    shared = options.pairs == "batch"
-    return mean_loss(terms, resolve(options.formula, LOCAL_FORMULAS), gather=options.gather, shared=shared)
+def _losses(levels: Mapping[str, Tensor], labels: Tensor, instances: Instances, options: LocalOptions) -> list[Tensor]:
+    """The loss of each level."""
+    formula, shared = resolve(options.formula, LOCAL_FORMULAS), options.pairs == "batch"
+    found = _terms_of_levels(levels, labels, instances, options)
+    return [mean_loss(terms, formula, gather=options.gather, shared=shared) for terms, _ in found]
 
 
-def _terms(
-    name: str, features: Tensor, labels: Tensor, instances: Instances, options: LocalOptions
-) -> tuple[contrast.PairTerms, Tensor]:
-    """The terms of each point (groups, n), and its label (groups, n)."""
+def _terms_of_levels(
+    levels: Mapping[str, Tensor], labels: Tensor, instances: Instances, options: LocalOptions
+) -> Iterator[tuple[contrast.PairTerms, Tensor]]:
+    """The terms of each point (groups, n), and its label (groups, n), level by level."""
     if instances is not None and options.pairs != "augmentations":
         cure = "Pass `pairs='augmentations'`, or leave them out."
         raise ValueError(message(f"no `instances` with pairs={options.pairs!r}", "`instances`", cure))
-    features = checks.feature_map(name, features)
-    labels = check_labels(labels, features, name)
-    _warn_of_unlabelled(labels, options)
+    for i, (name, level) in enumerate(levels.items()):
+        features = checks.feature_map(name, level)
+        whole = check_labels(labels, features, name)
+        if i == 0:  # what the labels hold is the same for all levels
+            _warn_of_unlabelled(whole, options)
+        yield _terms(features, whole, instances, options)
+
+
+def _terms(
+    features: Tensor, labels: Tensor, instances: Instances, options: LocalOptions
+) -> tuple[contrast.PairTerms, Tensor]:
+    """The terms of one level, and the labels of its points."""
     z, y = _sampled(features, labels, options)
     if options.pairs == "batch":
         z, y = rearrange(z, "b n d -> 1 (b n) d"), rearrange(y, "b n -> 1 (b n)")
