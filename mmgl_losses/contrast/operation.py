@@ -37,7 +37,7 @@ def contrast(problem: Problem, impl: str) -> Results:
     if torch.compiler.is_compiling() or not plain:  # fake tensors come without the compiler too
         return Results(*_operator(*arguments))
     if forward_ad._current_level >= 0 and _differentiable(impl, problem):
-        return reference.forward(problem)
+        return reference.forward(problem) if problem.pairs else Results.nothing(problem)
     return Results(*_Contrast.apply(*arguments))  # pyright: ignore[reportGeneralTypeIssues]
 
 
@@ -49,14 +49,22 @@ def _differentiable(impl: str, problem: Problem) -> bool:
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     *fields, impl = arguments
     problem = Problem(*fields)
+    solver = engine(impl, problem)
+    if not problem.pairs:
+        return tuple(Results.nothing(problem))
     with _full_precision(problem):
-        return tuple(engine(impl, problem).forward(problem))
+        return tuple(solver.forward(problem))
 
 
 def _backward(*arguments: Any) -> Gradients:
     """Gradients of anchors and keys from the fields of a problem, its results, and their gradients."""
     fields, impl, results, grads, needed = _parts(arguments)
     problem = Problem(*fields)
+    if not problem.pairs:
+        sides = zip((problem.anchors, problem.keys), needed, strict=True)
+        # A sum of nothing keeps the graph, for derivatives of this gradient.
+        first, second = (torch.zeros_like(x) + x.flatten()[:0].sum() if x is not None and n else None for x, n in sides)
+        return first, second
     empty = [number == 0 for number in results[2:]]
     upstream = Upstream(
         [lse.masked_fill(none, torch.inf) for lse, none in zip(results[:2], empty, strict=True)],

@@ -111,7 +111,8 @@ Gradients = tuple[Tensor | None, Tensor | None]  # of the anchors and of the key
 class Engine(Protocol):
     """One way to solve a `Problem`: a module or an object with these four functions.
 
-    Each sees plain tensors, outside of autograd, autocast and the compiler. A row of `engines.ENGINES` makes it known.
+    Each sees plain tensors, outside of autograd, autocast and the compiler, and a problem of at least one pair. A row
+    of `engines.ENGINES` makes it known.
     """
 
     def refuses(self, problem: Problem) -> str | None:

@@ -35,8 +35,6 @@ def suits(problem: Problem) -> bool:
 
 def forward(problem: Problem) -> Results:
     """Log-sum-exps, sum of positive logits, and counts."""
-    if not problem.pairs:
-        return Results.nothing(problem)
     logits, positive, counted = _logits(problem), *_masks(problem)
     total = (logits * positive).sum(-1) / LOG2_E
     logits = _weighted(problem, logits)

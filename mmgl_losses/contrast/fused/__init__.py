@@ -41,8 +41,6 @@ def suits(problem: Problem) -> bool:
 
 def forward(problem: Problem) -> Results:
     """Log-sum-exps, sum of positive logits, and counts."""
-    if not problem.pairs:
-        return Results.nothing(problem)
     launch, pairs = ready(problem)
     with torch.cuda.device_of(problem.anchors):
         results = *launch.forward(pairs, problem.precision), pairs.positive_sum(), *pairs.counts()
@@ -51,8 +49,6 @@ def forward(problem: Problem) -> Results:
 
 def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) -> Gradients:
     """Gradients of the anchors and of the keys, each where it is `needed`."""
-    if not problem.pairs:
-        return torch.zeros_like(problem.anchors), None if problem.keys is None else torch.zeros_like(problem.keys)
     launch, pairs = ready(problem)
     upstream = upstream.at(pairs.order)
     with torch.cuda.device_of(problem.anchors):

@@ -77,8 +77,6 @@ def suits(problem: Problem) -> bool:
 
 def forward(problem: Problem) -> Results:
     """Log-sum-exps, sum of positive logits, and counts."""
-    if not problem.pairs:
-        return Results.nothing(problem)
     shape, like = problem.ids.shape, problem.anchors
     results = Results(
         *(torch.empty(shape, dtype=like.dtype) for _ in range(3)),
@@ -91,9 +89,6 @@ def forward(problem: Problem) -> Results:
 def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) -> Gradients:
     """Gradients of the anchors and of the keys, each where it is `needed`."""
     wanted = (problem.anchors, needed[0] or problem.own), (problem.keys, needed[1])
-    if not problem.pairs:
-        first, second = (torch.zeros_like(x) if x is not None and need else None for x, need in wanted)
-        return first, second
     first, second = (torch.empty(x.shape, dtype=x.dtype) if x is not None and need else None for x, need in wanted)
     given = {"lse": upstream.logsumexps, "upstream": upstream.gradients, "total": upstream.positive_sum}
     _solve(problem, **given, gradient=(first, second))

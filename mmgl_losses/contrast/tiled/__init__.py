@@ -9,8 +9,6 @@ and where keys = anchors both at once: (W + Wᵀ) anchors. As o is in W, forces 
 few ids with one another go strip by strip (`strips`), all else tile by tile (`tiles`).
 """
 
-import torch
-
 from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
 from mmgl_losses.contrast.ranges import Sorted, sort, unsort
 from mmgl_losses.contrast.tiled import strips, tiles
@@ -28,8 +26,6 @@ def suits(problem: Problem) -> bool:
 
 def forward(problem: Problem) -> Results:
     """Log-sum-exps, sum of positive logits, and counts."""
-    if not problem.pairs:
-        return Results.nothing(problem)
     points = strips.arrange(problem)
     if points is not None:
         return strips.forward(points, problem)
@@ -40,8 +36,6 @@ def forward(problem: Problem) -> Results:
 
 def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) -> Gradients:
     """Gradients of the anchors and of the keys, each where it is `needed`."""
-    if not problem.pairs:
-        return torch.zeros_like(problem.anchors), None if problem.keys is None else torch.zeros_like(problem.keys)
     points = strips.arrange(problem)
     if points is not None:
         return strips.backward(points, problem, upstream), None
