@@ -27,6 +27,7 @@ from mmgl_losses import (
     plugins,
     sampling,
 )
+from mmgl_losses.contrast.unit import normalise
 from mmgl_losses.functional import global_contrast, local_supcon, pair_logsumexp, pair_terms, soft_dice
 
 
@@ -441,4 +442,4 @@ wrong_value("Expected `stride` to be an integer of at least 1, got -1.", samplin
 wrong_value("Expected `x` of at least 2 axes, one for each size, got shape (3,).", sampling.resample, E[0], (2, 2))
 wrong_type("Expected `x` to be a tensor, got list.", sampling.resample, [1], (2,))
 wrong_value("Expected `m` to be an integer of at least 1, got 0.", sampling.resample, E, (0,))
-wrong_type("Expected `x` to be a floating-point tensor, got type torch.int64.", sampling.normalise, IDS)
+wrong_type("Expected `x` to be a floating-point tensor, got type torch.int64.", normalise, IDS)

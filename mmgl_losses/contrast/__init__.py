@@ -11,6 +11,7 @@ from mmgl_losses.contrast.arguments import check_ids as check_ids
 from mmgl_losses.contrast.arguments import check_temperature as check_temperature
 from mmgl_losses.contrast.arguments import pose as pose
 from mmgl_losses.contrast.arguments import select as select
+from mmgl_losses.contrast.arguments import widened as widened
 from mmgl_losses.contrast.engines import check_impl as check_impl
 from mmgl_losses.contrast.problem import Problem
 
@@ -176,5 +177,8 @@ def pair_terms(
 def terms(problem: Problem, impl: str) -> PairTerms:
     """The terms (G, N) of a problem that is checked."""
     positives, negatives, total, *counts = operation.contrast(problem, impl)
-    itself = (problem.anchors * problem.anchors).sum(-1)
-    return PairTerms(positives, negatives, total, itself if problem.scale == 1.0 else itself * problem.scale, *counts)
+    if problem.unit:  # a constant, but 0 of a zero vector, as its sum is, which has the graph
+        itself = total.masked_fill(problem.anchors.any(-1), problem.scale)
+    else:
+        itself = (problem.anchors * problem.anchors).sum(-1) * problem.scale
+    return PairTerms(positives, negatives, total, itself, *counts)

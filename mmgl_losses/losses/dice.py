@@ -157,7 +157,7 @@ class DeepSupervisionDice(MultiScale):
             Scalar.
         """
         levels, weights = self.levels("logits", logits)
-        return weighted_sum(_losses(levels, labels, self.options), weights)
+        return weighted_sum(torch.stack(_losses(levels, labels, self.options)), weights)
 
     def diagnose(self, logits: Levels, labels: Tensor) -> Diagnostics:
         """Soft Dice of each class at each level, and which classes the batch lacks."""

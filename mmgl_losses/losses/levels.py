@@ -50,9 +50,12 @@ def settle(options: object, **values: object) -> None:
             object.__setattr__(options, name, value)
 
 
-def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The sum of weight · loss."""
-    return torch.stack([weight * loss for loss, weight in zip(losses, weights, strict=True)]).sum()
+def weighted_sum(losses: Tensor, weights: Sequence[float]) -> Tensor:
+    """The sum of weight · loss over L levels, (L,)."""
+    if losses.device.type == "cpu":
+        return torch.dot(losses, losses.new_tensor(weights))
+    # Elsewhere a copy of the weights would wait for the device.
+    return torch.dot(losses, torch.stack([losses.new_full((), weight) for weight in weights]))
 
 
 def check_fixed_temperature(value: object) -> None:

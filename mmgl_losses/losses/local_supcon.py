@@ -23,7 +23,7 @@ from mmgl_losses.losses.levels import (
     settle,
     weighted_sum,
 )
-from mmgl_losses.sampling import foreground_places, normalise, points, resample, strided
+from mmgl_losses.sampling import foreground_places, points, resample, strided
 
 Pairs = Literal["image", "augmentations", "batch"]
 Background = Literal["anchor", "key", "ignore"]
@@ -211,7 +211,7 @@ class MultiScaleLocalSupCon(MultiScale):
             Scalar.
         """
         levels, weights = self.levels("features", features)
-        return weighted_sum(_losses(levels, labels, instances, self.options), weights)
+        return weighted_sum(torch.stack(_losses(levels, labels, instances, self.options)), weights)
 
     def diagnose(self, features: Levels, labels: Tensor, instances: Instances = None) -> diagnostics.Diagnostics:
         """What the loss sees: valid anchors of each class, positives, distance from the floor."""
@@ -257,7 +257,7 @@ def _terms(
         z, y = rearrange(z[order], "i a n d -> i (a n) d"), rearrange(y[order], "i a n -> i (a n)")
     anchor_mask, key_mask = _masks(y, options)
     # Rows are selected before anything is computed from them: points that take no part may hold NaN.
-    z = normalise(contrast.select(z, key_mask))
+    z = contrast.select(contrast.widened(z), key_mask)
     keys = key_ids = self_index = None
     if options.gather and options.pairs == "batch" and distributed.world() > 1:
         self_index = torch.arange(z.shape[1], device=z.device).expand(len(z), -1)
@@ -273,6 +273,7 @@ def _terms(
         temperature=options.temperature,
         bound=1.0,
         precision=features.dtype,
+        unit=True,
     )
     return contrast.terms(problem, options.impl), y
 
