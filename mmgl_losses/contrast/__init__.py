@@ -178,7 +178,7 @@ def terms(problem: Problem, impl: str) -> PairTerms:
     """The terms (G, N) of a problem that is checked."""
     positives, negatives, total, *counts = operation.contrast(problem, impl)
     if problem.unit:  # a constant, but 0 of a zero vector, as its sum is, which has the graph
-        itself = total.masked_fill(problem.anchors.any(-1), problem.scale)
+        itself = total.masked_fill(problem.anchors.abs().amax(-1) > 0, problem.scale)
     else:
         itself = (problem.anchors * problem.anchors).sum(-1) * problem.scale
     return PairTerms(positives, negatives, total, itself, *counts)

@@ -97,14 +97,14 @@ def group_means(terms: PairTerms, formula: Formula, *, gather: bool = False) -> 
     """
     valid = valid_anchors(terms, formula)
     if checks.readable(valid) and valid.all():  # the usual case, in fewer operations
-        losses, count = formula(terms), torch.full(valid.shape[:-1], valid.shape[-1])
+        losses = formula(terms)
         _check_losses(losses, valid)
+        sums, count = losses.sum(-1), torch.full(valid.shape[:-1], valid.shape[-1])
     else:
-        invalid, count = ~valid, valid.sum(-1)
+        invalid = ~valid
         losses = formula(PairTerms(*(x.masked_fill(invalid, fill) for x, fill in zip(terms, HARMLESS, strict=True))))
         _check_losses(losses, valid)
-        losses = losses.masked_fill(invalid, 0.0)
-    sums = losses.sum(-1)
+        sums, count = losses.masked_fill(invalid, 0.0).sum(-1), valid.sum(-1)
     if gather:
         sums, count = sums * world(), total(count)
     return sums / count.clamp(min=1), count

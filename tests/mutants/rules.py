@@ -98,7 +98,7 @@ rule("foreground sampling takes background",
      {"torch.where(A, B + 1, C)": "C"},
      "test_sampling::test_foreground_places_keep_what_a_cell_holds", beside=("torch.isin(...)",))
 rule("lengths overflow, or vectors without a direction get a gradient",
-     {"torch.linalg.vector_norm(A, torch.inf, -1, keepdim=True)": "0 * A[..., :1] + 1",
+     {"A.abs().amax(-1, keepdim=True)": "0 * A.abs().amax(-1, keepdim=True) + 1",
       "A.masked_fill(A == 0, torch.inf)": "A.masked_fill(A == 0, 1.0)"},
      "test_unit::test_normalise_at_any_length", "test_unit::test_normalise_of_zero_is_zero_with_zero_gradient")
 rule("half precision stays half",
@@ -141,8 +141,12 @@ rule("a wrong power of the temperature",
       "temperature**-0.5": "temperature**-1"},
      "test_contrast::test_a_temperature_that_is_a_tensor_is_that_number", PAIRS, TINY, EQUAL, each=True, beside=("Problem(...)",))
 rule("the logit with itself lacks its temperature",
-     {"A if scale == 1.0 else A * scale": "A"},
-     GLOBAL)
+     {"A.sum(-1) * scale": "A.sum(-1)",
+      "A.masked_fill(B, scale)": "A.masked_fill(B, 1.0)"},
+     "test_unit::test_engines_make_unit_vectors_as_normalise_does")
+rule("the gradient of unit vectors is taken for that of the points",
+     {"(A - B * (B * A).sum(-1, keepdim=True)) / C": "A"},
+     "test_unit::test_engines_make_unit_vectors_as_normalise_does", "test_unit::test_normalise_gradcheck")
 rule("weights of keys have the wrong sign",
      {"A if B is None else A + C * B[S]": "A if B is None else A - C * B[S]",
       "A += log_weights[S]": "A -= log_weights[S]"},

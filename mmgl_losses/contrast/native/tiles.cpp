@@ -350,10 +350,10 @@ void spread(const Tile<Real>& t, const Side<Real>& to, long first, long count, c
     constexpr long L = LANES<Real>;
     const long panels = (t.features + L - 1) / L;
     const Real* rows = from.rows + other * panels * L;
-    for (long i = 0; i < count; i += ROWS) {
-        const long begin = !KEYS && t.diagonal() ? i : 0;
-        const long end = KEYS && t.diagonal() && i + ROWS < terms ? i + ROWS : terms;
-        for (long p = 0; p < panels; ++p) {
+    for (long p = 0; p < panels; ++p)  // outside, so that a panel stays in the L1 cache
+        for (long i = 0; i < count; i += ROWS) {
+            const long begin = !KEYS && t.diagonal() ? i : 0;
+            const long end = KEYS && t.diagonal() && i + ROWS < terms ? i + ROWS : terms;
             Block<Real> block = {};
             const Real* panel = rows + (p * t.size + begin) * L;
             if (KEYS)
@@ -363,7 +363,6 @@ void spread(const Tile<Real>& t, const Side<Real>& to, long first, long count, c
             for (int r = 0; r < ROWS && i + r < count; ++r)
                 add<Real>(to.gradient + to.place[first + i + r] * t.features + p * L, block[r], t.scale, t.features - p * L);
         }
-    }
 }
 
 template <class Real>
