@@ -76,14 +76,14 @@ def _backward(*arguments: Any) -> Gradients:
         if solver.NORMALISES or not problem.unit:
             return solver.backward(problem, upstream, needed)
         # Where derivatives of a gradient are wanted, and the reference takes over from an engine that normalises.
-        (z, length), (k, key_length) = (
-            unit(x) if x is not None else (None, None) for x in (problem.anchors, problem.keys)
+        sides = [None if x is None else unit(x) for x in (problem.anchors, problem.keys)]
+        z, k = (None if side is None else side[0] for side in sides)
+        found = solver.backward(replace(problem, anchors=z, keys=k, unit=False), upstream, needed)
+        first, second = (
+            None if side is None or gradient is None else through(*side, gradient)
+            for side, gradient in zip(sides, found, strict=True)
         )
-        first, second = solver.backward(replace(problem, anchors=z, keys=k, unit=False), upstream, needed)
-    return (
-        None if first is None else through(z, length, first),
-        None if second is None else through(k, key_length, second),
-    )
+        return first, second
 
 
 def _upstream(results: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Upstream:

@@ -141,7 +141,7 @@ rule("a wrong power of the temperature",
       "temperature**-0.5": "temperature**-1"},
      "test_contrast::test_a_temperature_that_is_a_tensor_is_that_number", PAIRS, TINY, EQUAL, each=True, beside=("Problem(...)",))
 rule("the logit with itself lacks its temperature",
-     {"A.sum(-1) * scale": "A.sum(-1)",
+     {"(A * A).sum(-1) * scale": "(A * A).sum(-1)",
       "A.masked_fill(B, scale)": "A.masked_fill(B, 1.0)"},
      "test_unit::test_engines_make_unit_vectors_as_normalise_does")
 rule("the gradient of unit vectors is taken for that of the points",

@@ -15,7 +15,7 @@ from mmgl_losses.checks import message
 from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
 from mmgl_losses.contrast.ranges import Sorted, sort, unsort
 
-NORMALISES = False
+NORMALISES: bool = False
 _INSTALLED = find_spec("triton") is not None
 _WIDEST = 256  # features
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmgl_losses.checks import message
 from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
 
-NORMALISES = True
+NORMALISES: bool = True
 LIBRARY = Path(__file__).with_name("engine.so")
 MOST = 2  # instruction sets beyond what every processor has: AVX2, AVX-512
 _PROCESS = os.getpid()

@@ -14,7 +14,7 @@ from mmgl_losses.contrast.ranges import Sorted, sort, unsort
 from mmgl_losses.contrast.tiled import strips, tiles
 from mmgl_losses.contrast.tiled.shift import constant_shift
 
-NORMALISES = False
+NORMALISES: bool = False
 
 
 def refuses(problem: Problem) -> None:
