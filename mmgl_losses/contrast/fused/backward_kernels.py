@@ -129,8 +129,8 @@ def weigh(
         o_y = i_y + o
         m_y = o_y < (n if COLUMNS else m)
         b_y, b_s = logits(b_x, p_y, i_y, o, o_d, D, PRECISION)
-        if SHIFTED:
-            b_s = tl.exp2(b_s - shift)
+        # Without a shift nothing is taken off: Triton 3.6 cannot pipeline a product that only branches use.
+        b_s = tl.exp2(b_s - shift) if SHIFTED else b_s - tl.where(count < 0, 1.0, 0.0)
         b_w_y = tl.load(p_weight + o_y, m_y, 0.0)[None, :] if ROWS and WEIGHTED else 0.0
         own_y = tl.load(p_itself + o_y, m_y, -1).to(tl.int32)[None, :] if COLUMNS and SELF == "given" else 0.0
         side = 2

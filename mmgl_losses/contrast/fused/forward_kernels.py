@@ -164,8 +164,8 @@ def rows(
         i_y = step * BLOCK_Y
         o_y = (i_y + o)[None, :]
         _, b_s = logits(b_x, p_y, i_y, o, o_d, D, PRECISION)
-        if SHIFTED:
-            b_s = tl.exp2(b_s - shift)
+        # Without a shift nothing is taken off: Triton 3.6 cannot pipeline a product that only branches use.
+        b_s = tl.exp2(b_s - shift) if SHIFTED else b_s - tl.where(count < 0, 1.0, 0.0)
         if WEIGHTED:
             b_w = tl.load(p_weight + i_y + o, i_y + o < m, 0.0)[None, :]
             b_s = b_s * b_w if SHIFTED else b_s + b_w

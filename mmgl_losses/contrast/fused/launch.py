@@ -51,9 +51,12 @@ def tile(kernel: str, dtype: torch.dtype, width: int, major: int) -> Tile:
 
 def cut_for(kernel: str, pairs: Sorted, dtype: torch.dtype) -> Tile:
     """The tile of a kernel for a problem on its device."""
-    device = pairs.anchors.device
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
-    return tile(kernel, dtype, padded_width(pairs.anchors.shape[2]), major)
+    return tile(kernel, dtype, padded_width(pairs.anchors.shape[2]), major_of(pairs.anchors.device))
+
+
+def major_of(device: torch.device) -> int:
+    """The first number of a device's compute capability."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
 
 
 def precision(dtype: torch.dtype) -> str:
