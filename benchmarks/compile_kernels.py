@@ -144,13 +144,34 @@ def listed(
     arch: int = 90,
     *,
     everything: bool = True,
+    candidates: bool = False,
 ) -> list[Use]:
-    """All launches that differ."""
+    """All launches that differ; `candidates`: with the tiles that `benchmarks.gpu` tries, too."""
     found: dict[str, Use] = {}
     for problem in problems(dtypes, widths, everything=everything):
         for use in recorded(problem, arch):
             found.setdefault(use.key(), use)
+    if candidates:
+        for use in tried(arch):
+            found.setdefault(use.key(), use)
     return list(found.values())
+
+
+def tried(arch: int) -> Iterator[Use]:
+    """The launches of `benchmarks.gpu` with other tiles."""
+    from unittest.mock import patch
+
+    from benchmarks.gpu_items import CUTS
+    from benchmarks.kinds import DIMS
+    from mmgl_losses.contrast.fused import launch
+
+    for kernel, cuts in CUTS.items():
+        for cut in cuts:
+            with patch.object(launch, "tile", lambda *_, cut=cut: launch.Tile(*cut[:4])):
+                for problem in problems(("bfloat16",), DIMS, everything=False):
+                    usual = problem.limit is not None and problem.own and problem.key_mask is None
+                    if usual and problem.tolerance is None and problem.key_log_weights is None:
+                        yield from (use for use in recorded(problem, arch) if use.kernel.endswith(f".{kernel}"))
 
 
 class Stand:
@@ -277,6 +298,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     found.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
     found.add_argument("--part", action="store_true", help="all kinds of problems at width 64, the usual one at others")
+    found.add_argument("--candidates", action="store_true", help="the tiles that benchmarks.gpu tries, too")
     found.add_argument("--list", type=Path, help="write what would be launched to a file, and stop")
     found.add_argument("--uses", type=Path, help="compile what such a file lists")
     found.add_argument("--cache", type=Path, help="where compiled kernels stay")
@@ -296,7 +318,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.uses:
             uses = [Use(*x[1:]) for x in json.loads(options.uses.read_text()) if x[0] == arch]
         else:
-            uses = listed(tuple(options.dtypes), tuple(options.widths), arch, everything=not options.part)
+            dtypes, widths = tuple(options.dtypes), tuple(options.widths)
+            uses = listed(dtypes, widths, arch, everything=not options.part, candidates=options.candidates)
         chosen += [(arch, use) for use in uses]
     if options.list:
         options.list.write_text(json.dumps([(arch, *use) for arch, use in chosen]))
