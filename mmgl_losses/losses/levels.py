@@ -64,7 +64,7 @@ def check_fixed_temperature(value: object) -> None:
 
 def as_tensor(name: str, value: object, like: Tensor) -> Tensor:
     """A tensor as it is; a list or tuple of numbers as one beside `like`."""
-    if isinstance(value, list | tuple) and value and all(isinstance(item, int | float) for item in value):
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, (int, float)) for item in value):
         return torch.tensor(value, device=like.device)
     return checks.tensor(name, value)
 
@@ -124,7 +124,7 @@ def check_weights(weights: object) -> tuple[float, ...] | dict[str, float]:
     expected = "`weights` to be a non-empty sequence or mapping of numbers, one per level"
     if hasattr(weights, "tolist"):  # of numpy or torch
         weights = weights.tolist()  # pyright: ignore[reportAttributeAccessIssue]
-    if not isinstance(weights, Mapping | Sequence) or isinstance(weights, str):
+    if not isinstance(weights, (Mapping, Sequence)) or isinstance(weights, str):
         raise TypeError(message(expected, typed(weights)))
     if not weights:
         raise ValueError(message(expected, repr(weights)))
@@ -155,7 +155,7 @@ def _paired(name: str, values: object, weights: Weights) -> list[tuple[str, Any,
             got = list(values) if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(message(f"`{name}` to be a mapping with the keys of `weights`, {sorted(weights)}", got))
         return [(f"{name}[{key!r}]", values[key], weights[key]) for key in weights]
-    if not isinstance(values, Mapping | Sequence):
+    if not isinstance(values, (Mapping, Sequence)):
         expected = f"`{name}` to be a sequence or mapping of tensors, one per level"
         cure = "Take the tensors out of it, such as `[output.logits]`." if hasattr(values, "logits") else ""
         raise TypeError(message(expected, type(values).__name__, cure))

@@ -326,7 +326,7 @@ def _images(instances: Instances, batch: int) -> list[list[int]]:
             raise ValueError(message("an even batch", batch, cure))
         return [[i, i + batch // 2] for i in range(batch // 2)]
     expected = f"`instances` to be a tensor or sequence of {batch} integers, one for each row"
-    if not isinstance(instances, Tensor | Sequence) or isinstance(instances, str):
+    if not isinstance(instances, (Tensor, Sequence)) or isinstance(instances, str):
         raise TypeError(message(expected, typed(instances)))
     values = instances.flatten().tolist() if isinstance(instances, Tensor) else list(instances)
     if any(isinstance(value, bool) or not isinstance(value, int) for value in values):

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from mmgl_losses import checks
 from mmgl_losses.networks.hooks import (
