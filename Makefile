@@ -7,7 +7,7 @@ DATA ?=
 
 NATIVE := mmgl_losses/contrast/native/engine.so
 
-.PHONY: networks demo test test-examples native sanitize coverage lint docs bench clean
+.PHONY: versions networks demo test test-examples native sanitize coverage lint docs bench clean
 
 demo: native  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
 	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
@@ -31,6 +31,9 @@ lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+versions:  ## the tests of the package with other versions of Python and torch, in fresh environments
+	$(PYTHON) -m tests.versions
 
 networks: .venv-networks/.done  ## every network of the list, and the page about them
 	.venv-networks/bin/python -m pytest -q tests/networks/elsewhere*.py

@@ -34,8 +34,9 @@ def write(folder: Path) -> list[str]:
             versions[version].add(name)
     missing -= present
     for library in sorted(missing):
-        # Symbols without a version may be of any of the libraries; to the loader the first one that has them will do.
-        _link(folder / library, versions[library], library, versions[""])
+        # Other symbols may be of any of the libraries; to the loader the first one that has them will do.
+        others = {name for version, names in versions.items() if version not in missing for name in names}
+        _link(folder / library, versions[library], library, others)
     return sorted(missing)
 
 
@@ -44,7 +45,19 @@ def _link(out: Path, named: set[str], version: str, others: set[str]) -> None:
     code = "".join(f"int {name}(void) {{ return {NO_DEVICE}; }}\n" for name in symbols)
     script = out.with_suffix(".map")
     script.write_text(f"{version} {{ global: *; }};\n")
-    command = ["gcc", "-shared", "-fPIC", "-w", "-fno-builtin", "-x", "c", "-", "-o", str(out), f"-Wl,-soname,{out.name}"]
+    command = [
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-w",
+        "-fno-builtin",
+        "-x",
+        "c",
+        "-",
+        "-o",
+        str(out),
+        f"-Wl,-soname,{out.name}",
+    ]
     if named:
         command.append(f"-Wl,--version-script={script}")
     subprocess.run(command, input=code, text=True, check=True)

@@ -13,7 +13,7 @@ ROOT = Path(mmgl_losses.__file__).parent
 # What the modules of each room may import of the package; a module in no room is at the front, and may import all.
 RULES = {
     "checks": (),
-    "distributed": (),
+    "distributed": ("checks",),
     "sampling": ("checks",),
     "contrast": ("checks", "contrast"),
     "losses": ("checks", "contrast", "distributed", "losses", "sampling"),

@@ -18,6 +18,7 @@ from tests import cuda_stubs
 
 ROOT = Path(__file__).parent.parent
 PAGE, FOLDER = ROOT / "docs" / "versions.md", ROOT / ".venv-versions"
+DONE = "done"  # a file in an environment that is whole
 PAIRS = (
     "3.10:2.8.0",
     "3.13:2.8.0",
@@ -67,6 +68,7 @@ def environment(python: str, torch: str, folder: Path) -> Path:
     run(*install, "--no-deps", "--editable", str(ROOT), HATCH_BUILD_NO_HOOKS="true")  # beside an engine that is built
     where = run(str(own), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))").strip()
     cuda_stubs.write(Path(where) / "torch" / "lib")
+    (folder / DONE).touch()
     return own
 
 
@@ -77,7 +79,9 @@ def trial(pair: str, tests: Iterable[str], *, keep: bool) -> str:
     if python is None:
         return f"| {version} | {torch} | not run: no such Python here | |"
     folder = FOLDER / f"{version}-{torch}"
-    own = environment(python, torch, folder)
+    own = folder / "bin" / "python"
+    if not (keep and (folder / DONE).exists()):
+        own = environment(python, torch, folder)
     what = run(str(own), "-c", "import platform, torch; print(platform.python_version(), torch.__version__)").split()
     command = (str(own), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *tests)
     log = FOLDER / f"{version}-{torch}.log"
@@ -108,7 +112,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.versions", description=__doc__)
     parser.add_argument("pairs", nargs="*", default=PAIRS, help=f"Python:torch, such as {PAIRS[0]}; all by default")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="other tests than those of the table")
-    parser.add_argument("--keep", action="store_true", help=f"keep the environments, in {FOLDER.name}")
+    parser.add_argument(
+        "--keep", action="store_true", help=f"keep the environments in {FOLDER.name}, and take those that are there"
+    )
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}")
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise, permutations
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from mmgl_losses.checks import message, typed
 
 Levels: TypeAlias = Sequence[Tensor] | Mapping[str, Tensor]
 Weights: TypeAlias = Sequence[float] | Mapping[str, float]
+Reduction = Literal["mean", "none"]
 
 
 class MultiScale(nn.Module):
@@ -48,6 +49,32 @@ def settle(options: object, **values: object) -> None:
     for name, value in values.items():
         if getattr(options, name) is not value:
             object.__setattr__(options, name, value)
+
+
+def halving(levels: int, *, coarsest: bool = True) -> tuple[float, ...]:
+    r"""Weights of deep supervision that halve from each level to the next coarser one, from coarse to fine.
+
+    .. math:: w_l = 2^l / \sum_{k=0}^{L-1} 2^k, \quad l = 0 \ldots L - 1
+
+    Args:
+        levels: L, at least 1.
+        coarsest: False gives the coarsest of at least two levels 0, as nnU-Net does (Isensee et al. 2021).
+
+    Returns:
+        L numbers with the sum 1.
+
+    Raises:
+        TypeError, ValueError: `levels` is no such number.
+
+    Example:
+        >>> [round(weight, 3) for weight in halving(3)]
+        [0.143, 0.286, 0.571]
+        >>> [round(weight, 3) for weight in halving(3, coarsest=False)]
+        [0.0, 0.333, 0.667]
+    """
+    left_out = 0 if checks.flag("coarsest", coarsest) else 1
+    counting = checks.integer("levels", levels, least=1 + left_out) - left_out
+    return (*[0.0] * left_out, *(2**level / (2**counting - 1) for level in range(counting)))
 
 
 def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
