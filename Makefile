@@ -49,7 +49,7 @@ bench: $(VENV)/.test native  ## time, peak memory and error beside the peers, an
 $(VENV)/.examples: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(PIP) --editable ".[examples]"
+	$(PIP) --editable . --group examples
 	touch $@
 
 $(NATIVE): $(VENV)/.examples hatch_build.py $(wildcard $(dir $(NATIVE))*.cpp $(dir $(NATIVE))*.h)

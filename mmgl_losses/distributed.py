@@ -21,7 +21,7 @@ from mmgl_losses.checks import message
 
 # Older compilers refuse results of unknown size or, told to take them (`capture_dynamic_output_shape_ops`), compute
 # something else.
-COMPILES = torch.__version__ >= (2, 13)
+COMPILES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
 def world() -> int:

@@ -33,16 +33,27 @@ def write(folder: Path) -> list[str]:
         if name not in defined and OWN.match(name):
             versions[version].add(name)
     missing -= present
+    node = _versions(libraries)
     for library in sorted(missing):
         # Other symbols may be of any of the libraries; to the loader the first one that has them will do.
-        others = {name for version, names in versions.items() if version not in missing for name in names}
-        _link(folder / library, versions[library], library, others)
+        version = node.get(library, "")
+        _link(folder / library, versions[version] | versions[""], version)
     return sorted(missing)
 
 
-def _link(out: Path, named: set[str], version: str, others: set[str]) -> None:
-    symbols = sorted(named | others)
-    code = "".join(f"int {name}(void) {{ return {NO_DEVICE}; }}\n" for name in symbols)
+def _versions(libraries: list[Path]) -> dict[str, str]:
+    """The version that symbols of each library have, from what torch's ask for."""
+    found, library = {}, ""
+    for line in "".join(_run("objdump", "-p", str(path)) for path in libraries).splitlines():
+        if match := re.match(r"\s*required from (.+):", line):
+            library = match[1]
+        elif match := re.match(r"\s*0x\w+ 0x\w+ \d+ (\S+)", line):
+            found[library] = match[1]
+    return found
+
+
+def _link(out: Path, symbols: set[str], version: str) -> None:
+    code = "".join(f"int {name}(void) {{ return {NO_DEVICE}; }}\n" for name in sorted(symbols))
     script = out.with_suffix(".map")
     script.write_text(f"{version} {{ global: *; }};\n")
     command = [
@@ -58,7 +69,7 @@ def _link(out: Path, named: set[str], version: str, others: set[str]) -> None:
         str(out),
         f"-Wl,-soname,{out.name}",
     ]
-    if named:
+    if version:
         command.append(f"-Wl,--version-script={script}")
     subprocess.run(command, input=code, text=True, check=True)
     script.unlink()

@@ -396,5 +396,5 @@ def test_what_cannot_be_drawn(monkeypatch):
         Stages((), (), ()).plot()
     stages = discover_stages(UNet(1, 3, channels=(4, 6, 8)), image())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "mmgl-losses\[examples\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "mmgl-losses\[plot\]"'):
         stages.plot()
