@@ -7,7 +7,7 @@ DATA ?=
 
 NATIVE := mmgl_losses/contrast/native/engine.so
 
-.PHONY: networks demo test test-examples native sanitize coverage lint docs bench clean
+.PHONY: versions networks demo test test-examples native sanitize coverage lint docs bench clean
 
 demo: native  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
 	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
@@ -32,6 +32,9 @@ lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+versions:  ## the tests of the package with other versions of Python and torch, in fresh environments
+	$(PYTHON) -m tests.versions
+
 networks: .venv-networks/.done  ## every network of the list, and the page about them
 	.venv-networks/bin/python -m pytest -q tests/networks/elsewhere*.py
 	.venv-networks/bin/python -m tests.networks --write docs/networks.md
@@ -46,7 +49,7 @@ bench: $(VENV)/.test native  ## time, peak memory and error beside the peers, an
 $(VENV)/.examples: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(PIP) --editable ".[examples]"
+	$(PIP) --editable . --group examples
 	touch $@
 
 $(NATIVE): $(VENV)/.examples hatch_build.py $(wildcard $(dir $(NATIVE))*.cpp $(dir $(NATIVE))*.h)

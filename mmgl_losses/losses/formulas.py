@@ -5,7 +5,7 @@ and one row in a table; what it is called there is what ``formula=`` takes.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ def mmgl_local(terms: PairTerms) -> Tensor:
     return (terms.negative_lse - terms.positive_lse) / terms.n_positives
 
 
+# The names again, for editors and type checkers.
+GlobalFormula = Literal["nt_xent", "decoupled", "mmgl"]
+LocalFormula = Literal["supcon", "supcon_in", "mmgl"]
 GLOBAL_FORMULAS: dict[str, Formula] = {"nt_xent": supcon, "decoupled": decoupled, "mmgl": mmgl_global}
 LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, "mmgl": mmgl_local}
 

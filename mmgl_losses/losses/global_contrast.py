@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from mmgl_losses import checks, contrast, distributed
 from mmgl_losses.checks import message
 from mmgl_losses.contrast import PairTerms
 from mmgl_losses.losses import diagnostics
-from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, check_formula, group_means, resolve
+from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, GlobalFormula, check_formula, group_means, resolve
 from mmgl_losses.losses.levels import (
     Levels,
     MultiScale,
@@ -30,9 +31,9 @@ class GlobalOptions:
     """The options of the global loss, which `global_contrast` describes. They are checked here and nowhere else."""
 
     temperature: float | Tensor = 0.07
-    formula: str | Formula = "nt_xent"
+    formula: GlobalFormula | Formula = "nt_xent"
     tolerance: float | None = None
-    impl: str = "auto"
+    impl: contrast.Impl = "auto"
     gather: bool = False
 
     def __post_init__(self) -> None:
@@ -51,9 +52,9 @@ def global_contrast(
     keys: Tensor | None = None,
     key_instances: Tensor | None = None,
     temperature: float | Tensor = 0.07,
-    formula: str | Formula = "nt_xent",
+    formula: GlobalFormula | Formula = "nt_xent",
     tolerance: float | None = None,
-    impl: str = "auto",
+    impl: contrast.Impl = "auto",
     gather: bool = False,
 ) -> Tensor:
     r"""Contrast of whole images: augmentations of one image attract, those of other images repel.
@@ -137,9 +138,9 @@ class MultiScaleGlobalContrast(MultiScale):
         *,
         temperature: float = 0.07,
         weights: Weights = (0.2, 0.2, 0.6),
-        formula: str | Formula = "nt_xent",
+        formula: GlobalFormula | Formula = "nt_xent",
         tolerance: float | None = None,
-        impl: str = "auto",
+        impl: contrast.Impl = "auto",
         gather: bool = False,
     ) -> None:
         check_fixed_temperature(temperature)
@@ -170,6 +171,19 @@ class MultiScaleGlobalContrast(MultiScale):
         others = None if keys is None else self.levels("keys", keys)[0]
         means = _means(levels, instances, others, key_instances, self.options)
         return weighted_sum(means, weights)
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            embeddings: Levels,
+            instances: Tensor | None = None,
+            *,
+            keys: Levels | None = None,
+            key_instances: Tensor | None = None,
+        ) -> Tensor:
+            """As `forward`."""
+            ...
 
     def diagnose(
         self,

@@ -215,14 +215,30 @@ rule("rows of several processes are in another order, or padding is among them",
      PROCESSES, each=True)
 
 # Dice
+REGIONS, CLASSES = "test_dice::test_regions_match_loops", "test_dice::test_the_loss_of_each_class_matches_loops"
 rule("a term of Dice is wrong",
-     {"2 * A": "A",
+     {"2 * hit": "hit",
       "A + smooth": "A",
-      "A.square() if squared else A": "A",
       "A.sum(1, keepdim=True)": "A.mean(1, keepdim=True)",
-      "torch.where(A, B, 0.0).sum(), A.sum()": "torch.where(A, B, 0.0).sum(), torch.ones_like(A).sum()",
-      "(1 - S) * A - S * B / C": "S * A - (1 - S) * B / C"},
-     DICE, "test_dice::test_a_sample_that_is_all_ignored_is_as_if_left_out", "test_dice::test_cross_entropy_is_torch_s", beside=("smooth", "include_background"))
+      "A.masked_fill(~B[:, None], 0.0), B": "A, torch.ones_like(B)"},
+     DICE, "test_dice::test_a_sample_that_is_all_ignored_is_as_if_left_out", beside=("2 * hit",))
+rule("the shares of Dice and cross-entropy are exchanged",
+     {"(1 - S) * A - S * B / C": "S * A - (1 - S) * B / C"},
+     "test_dice::test_cross_entropy_is_torch_s")
+rule("squares, sums or cross-entropy of regions are wrong",
+     {"A.square() if squared else A": "A",
+      "torch.where(A, B, 0.0)": "B",
+      "2.0 * A - 1.0": "2.0 * A",
+      "torch.stack(A).any(0)": "torch.stack(A).all(0)"},
+     DICE, REGIONS, each=True, beside=("sum(2)",))
+rule("classes or regions are not weighted",
+     {"(A * B).sum() / B.sum()": "A.mean()",
+      "torch.ones_like(A) if weights is None else B": "torch.ones_like(A)",
+      "weights[first :]": "weights[: len(weights) - first]"},
+     DICE, REGIONS, "test_dice::test_cross_entropy_is_torch_s", each=True)
+rule("the loss of each class is that of other classes",
+     {"A.squeeze(0) if batch else A": "A"},
+     CLASSES)
 rule("`include_background` means its opposite",
      {"0 if include_background else 1": "1 if include_background else 0"},
      DICE, "test_losses::test_diagnostics_of_dice", each=True)
