@@ -29,7 +29,8 @@ FURTHER = {
     ),
     "MONAI UNet, 16 classes, no residual units": Entry(
         monai("UNet", 2, 1, 16, (16, 32, 64), (2, 2)),
-        ("model.0", "model.1.submodule.0", "model.1.submodule.1.submodule"), ("model.1.submodule.2",), ("model.2",),
+        ("model.0", "model.1.submodule.1.submodule"), ("model.1.submodule.2",), ("model.2",),
+        revised="`model.1.submodule.0` was expected too; it is on the bottleneck's level, which has one stage.",
     ),
     "MONAI BasicUNet, 3-D, 64 classes": Entry(monai("BasicUNet", 3, 1, 64, (8, 8, 16, 32, 32, 64)), *BASIC, VOLUME),
     "MONAI DynUNet, 64 classes": Entry(
