@@ -6,6 +6,7 @@ from mmgl_losses.losses import DeepSupervisionDice, MultiScaleGlobalContrast, Mu
 from mmgl_losses.losses.diagnostics import Diagnostics
 from mmgl_losses.networks.attach import attach_heads
 from mmgl_losses.networks.heads import GlobalHead, LocalHead, SegmentationHead
+from mmgl_losses.networks.selftraining import MeanTeacher, copy_paste, pseudo_labels
 from mmgl_losses.networks.stages import Stages, discover_stages
 from mmgl_losses.networks.taps import FeatureTaps, TappedModel
 from mmgl_losses.networks.unet import UNet
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureTaps",
     "GlobalHead",
     "LocalHead",
+    "MeanTeacher",
     "MultiScaleGlobalContrast",
     "MultiScaleLocalSupCon",
     "PairTerms",
@@ -25,8 +27,10 @@ __all__ = [
     "TappedModel",
     "UNet",
     "attach_heads",
+    "copy_paste",
     "discover_stages",
     "functional",
     "pair_logsumexp",
     "plugins",
+    "pseudo_labels",
 ]

@@ -77,6 +77,8 @@ def make(planned: Sequence[Job], folders: Folders, *, count: int, threads: int =
     left = tasks(planned, folders)
     state, began = State(total=len(left)), time.monotonic()
     while ready := [task for task, before in left.values() if before not in left]:
+        if count == 1:
+            del ready[1:]  # a run is finished before the next begins, and a seed before the next one
         for task, said, error in _run(ready, folders, count, threads):
             del left[task.id]
             report = folders.out / "failed" / f"{task.text.replace(': ', '-')}.txt"

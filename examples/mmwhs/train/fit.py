@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,19 +141,29 @@ class StageData(lightning.LightningDataModule):
     """Training batches from the step that is next, and validation slices."""
 
     def __init__(
-        self, training: Dataset, validation: Dataset | None, schedule: Schedule, *, seed: int, workers: int
+        self,
+        training: Mapping[str, Dataset],
+        validation: Dataset | None,
+        schedule: Schedule,
+        *,
+        seed: int,
+        workers: int,
     ) -> None:
         super().__init__()
         self.training, self.validation = training, validation
         self.schedule, self.seed, self.workers = schedule, seed, workers
 
-    def train_dataloader(self) -> DataLoader:
-        """The batches up to the next time the state is saved."""
+    def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:
+        """The batches up to the next time the state is saved; of several data sets, one of each in a step, by name."""
+        loaders = {name: self._batches(slices) for name, slices in self.training.items()}
+        return loaders if len(loaders) > 1 else next(iter(loaders.values()))
+
+    def _batches(self, slices: Dataset) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
         start = trainer.current_epoch * self.schedule.every
         sampler = StepSampler(
-            len(self.training),  # pyright: ignore[reportArgumentType]
+            len(slices),  # pyright: ignore[reportArgumentType]
             self.schedule.batch_size,
             seed=self.seed,
             start=start,
@@ -161,7 +171,7 @@ class StageData(lightning.LightningDataModule):
             rank=trainer.global_rank,
             world=trainer.world_size,
         )
-        return DataLoader(self.training, batch_sampler=sampler, num_workers=self.workers)
+        return DataLoader(slices, batch_sampler=sampler, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """The validation slices in order, or nothing."""
@@ -178,8 +188,9 @@ def fit(
     *,
     finish: Callable[[dict[str, Any]], None],
     watch: Callback | None = None,
+    best: bool = True,
 ) -> None:
-    """Trains a stage to its end, from the last state saved in `folder`, and takes the best weights if it validates.
+    """Trains a stage to its end, from the last state saved in `folder`.
 
     Args:
         module: Trained in place.
@@ -189,6 +200,7 @@ def fit(
         finish: Called on the first process with plain facts of the stage (``steps``, ``seconds``, and of a
             validated one the best Dice and its step) before any process goes on.
         watch: A callback more for Lightning, such as `Watch`.
+        best: Whether a stage that validates takes the weights that were best then, or goes on with the last.
     """
     schedule, validates = module.schedule, data.validation is not None
     last, epochs = folder / "last.ckpt", schedule.steps // schedule.every
@@ -198,9 +210,9 @@ def fit(
         shutil.rmtree(logs, ignore_errors=True)  # of a session that ended before it saved a state
     timer = Timer(interval="epoch", verbose=False)
     keep = {"dirpath": folder, "enable_version_counter": False}
-    best = Keep(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
+    chosen = Keep(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
     always = Keep(filename="last", save_on_train_epoch_end=True, **keep)
-    callbacks: list[Callback] = [timer, *([best] if validates else []), always, *([watch] if watch else [])]
+    callbacks: list[Callback] = [timer, *([chosen] if validates and best else []), always, *([watch] if watch else [])]
     with quiet():
         trainer = lightning.Trainer(
             accelerator=compute.accelerator,
@@ -222,10 +234,15 @@ def fit(
         with files.room(folder):
             trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=True)
     facts: dict[str, Any] = {"steps": schedule.steps, "seconds": round(timer.time_elapsed("train"), 2)}
-    if validates:
+    if validates and not best:
+        facts["validation_dice"], facts["best_step"] = (
+            float(trainer.callback_metrics["validation_dice"]),
+            schedule.steps,
+        )
+    elif validates:
         state = files.load(folder / "best.ckpt")
         module.load_state_dict(state["state_dict"])
-        score = best.best_model_score
+        score = chosen.best_model_score
         facts["validation_dice"] = None if score is None else float(score)
         facts["best_step"] = state["global_step"]
     if trainer.is_global_zero:

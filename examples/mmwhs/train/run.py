@@ -16,7 +16,7 @@ from rich.console import Console
 from torch.utils.data import Subset
 
 from examples.mmwhs import files
-from examples.mmwhs.data.store import evaluation_slices, training_slices
+from examples.mmwhs.data.store import SliceDataset, evaluation_slices, training_slices
 from examples.mmwhs.messages import message
 from examples.mmwhs.train import config, methods
 from examples.mmwhs.train.check import check, device, plan, stage_module
@@ -114,9 +114,14 @@ def train(
     """
     settings, stage = setup.settings, setup.settings.method.stages[number]
     split = setup.split_of(stage)
-    training = training_slices(setup.store, split, stage.name, setup.planes(stage), labels=stage.labels)
+    doors = {True: "labelled", False: "unlabelled"}
+    training = {
+        name: training_slices(setup.store, split, stage.name, setup.planes(stage), labels=labels)
+        for labels, name in doors.items()
+        if (stage.labels if labels else stage.unlabelled)
+    }
     validation = None
-    if stage.kind == "finetune":
+    if stage.output:
         validation = evaluation_slices(setup.store, setup.split, "validation")
         few = np.linspace(0, len(validation) - 1, min(len(validation), settings.scale.validation_slices))
         validation = Subset(validation, np.unique(few.round().astype(int)).tolist())
@@ -126,15 +131,25 @@ def train(
     data = StageData(training, validation, schedule, seed=order, workers=settings.compute.workers)
 
     def finish(facts: dict[str, Any]) -> None:
-        weights = {key: value.cpu() for key, value in net.state_dict().items()}
+        weights = module.left(net)
         if lost := [key for key, value in weights.items() if not value.isfinite().all()]:
             cure = "Lower `learning_rate` in its schedule."
             raise ValueError(message(f"finite weights after stage {stage.name!r}", f"NaN in {lost[0]}", cure))
         files.save(folder / "weights.pt", weights)
-        seen = {"slices": len(training), "patients": len({case.patient for case in training.cases})}
-        files.write_json(folder / "done.json", {**facts, **seen})
+        files.write_json(folder / "done.json", {**facts, **_seen(training)})
 
-    fit(module, data, folder, settings.compute, finish=finish, watch=watch)
+    best = settings.chooses(stage)
+    fit(module, data, folder, settings.compute, finish=finish, watch=watch, best=best)
+
+
+def _seen(training: Mapping[str, SliceDataset]) -> dict[str, Any]:
+    """How many slices of how many patients a stage has seen; with and without labels, where it sees both."""
+    seen = {
+        name: {"slices": len(slices), "patients": len({case.patient for case in slices.cases})}
+        for name, slices in training.items()
+    }
+    first, *more = seen.values()
+    return {**first, "unlabelled": more[0]} if more else first
 
 
 def conclude(
@@ -175,6 +190,8 @@ def conclude(
 def described_stage(name: str, facts: dict[str, Any]) -> str:
     """A line about a finished stage."""
     line = f"{name}: {facts['steps']} steps on {facts['slices']} slices of {facts['patients']} patients"
+    if "unlabelled" in facts:
+        line += f" with labels and {facts['unlabelled']['slices']} of {facts['unlabelled']['patients']} without"
     if facts.get("validation_dice") is not None:
         line += f", validation Dice {facts['validation_dice']:.3f} at step {facts['best_step']}"
     return f"{line}, {facts['seconds']:.0f} s"
