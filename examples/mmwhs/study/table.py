@@ -195,7 +195,9 @@ def _conclude(task: Task, folders: Folders, slot: int) -> str:
     weights = files.load(folders.stage(job.keys[-1]) / "weights.pt")
     metrics, pictures = conclude(setup, weights, facts, None)
     if not setup.store.patch:
-        before = files.load(folders.stage(job.keys[-2]) / "weights.pt") if len(job.keys) > 1 else None
+        kinds = [stage.kind for stage in job.settings.method.stages]
+        last = max((number for number, kind in enumerate(kinds) if kind == "finetune"), default=len(kinds) - 1)
+        before = files.load(folders.stage(job.keys[last - 1]) / "weights.pt") if last else None
         probed = probe_weights(setup, before, device=check.device(job.settings.compute))
         metrics["probe"] = {level: dice and float(f"{dice:.5g}") for level, dice in probed.items()}
     path = folders.pictures(job)
