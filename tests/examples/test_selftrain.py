@@ -14,7 +14,7 @@ from examples.mmwhs.data.augment import AUGMENTATIONS, Augment
 from examples.mmwhs.data.datasets import open_dataset
 from examples.mmwhs.data.splits import make_split
 from examples.mmwhs.train import config, methods
-from examples.mmwhs.train.fit import curves
+from examples.mmwhs.train.fit import StepSampler, curves
 from examples.mmwhs.train.run import run
 from examples.mmwhs.train.setup import Setup
 from examples.mmwhs.train.stage import StageModule
@@ -227,3 +227,37 @@ def test_the_pose_is_in_every_key_of_slices(data: Path, tmp_path: Path) -> None:
     assert setup.pose == {"rotation": 90.0, "flip": 0.5}
     with pytest.raises(ValueError, match="`flip`"):
         open_dataset(data, flip=2.0)
+
+
+def test_each_structure_has_its_turn_and_the_rest_stay_as_they_are() -> None:
+    shows = np.zeros((40, 3), bool)
+    shows[:, 0] = True
+    shows[7, 2] = shows[30:32, 2] = True  # the second is nowhere
+    plain = list(StepSampler(40, 6, seed=1, start=0, stop=50))
+    drawn = list(StepSampler(40, 6, seed=1, start=0, stop=50, shows=shows, balanced=1 / 3))
+    assert [batch[:4] for batch in drawn] == [batch[:4] for batch in plain]
+    assert all(batch[5] in (7, 30, 31) for batch in drawn)
+    assert {batch[5] for batch in drawn} == {7, 30, 31}
+    assert len({batch[4] for batch in drawn}) > 20
+    assert list(StepSampler(40, 6, seed=1, start=17, stop=50, shows=shows, balanced=1 / 3)) == drawn[17:]
+    assert list(StepSampler(40, 6, seed=1, start=0, stop=50, shows=shows & False, balanced=1 / 3)) == plain
+    parts = [StepSampler(40, 6, seed=1, start=0, stop=9, shows=shows, balanced=0.5, rank=r, world=2) for r in (0, 1)]
+    whole = StepSampler(40, 6, seed=1, start=0, stop=9, shows=shows, balanced=0.5)
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in whole]
+
+
+def test_a_structure_that_is_not_found_is_said_while_it_trains(data: Path, tmp_path: Path) -> None:
+    """One step at a rate of almost nothing finds next to nothing."""
+    schedules = {**SCALE.schedules, "finetune": config.Schedule(steps=2, every=1, batch_size=2, learning_rate=1e-9)}
+    said: list[str] = []
+    chosen = replace(settings(data, "random", labelled=1), scale=replace(SCALE, schedules=schedules))
+    metrics = run(chosen, tmp_path / "run", cache=data.parent / "cache", say=said.append)
+    missed = [line for line in said if "not found on any validation slice" in line]
+    each = metrics["stages"]["finetune"]
+    assert each["steps"] == 2
+    curve = curves(tmp_path / "run" / "1-finetune")
+    expected = [step for step in (1, 2)
+                if any(dict(curve[f"validation_dice_{i}"])[step] == 0 for i in (1, 2))]  # fmt: skip
+    assert [int(line.split("step ")[1].split(":")[0]) for line in missed] == expected
+    assert expected
+    assert all(name in missed[0] for name in ("`balanced`",))

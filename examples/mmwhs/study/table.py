@@ -178,8 +178,10 @@ def _train(task: Task, folders: Folders, slot: int) -> str:
     if (devices := torch.cuda.device_count()) > 1 and settings.compute.accelerator != "cpu":
         settings = replace(settings, compute=replace(settings.compute, devices=f"{slot % devices},"))
     stage = settings.method.stages[number]
-    watch = Watch(task.text, settings.schedule(stage).steps, say=logged(silent, folders.out / "log.txt"))
-    train(Setup.of(settings, folders.out / "cache"), number, before, folder, watch=watch)
+    setup, said = Setup.of(settings, folders.out / "cache"), logged(silent, folders.out / "log.txt")
+    names = setup.dataset.description.classes
+    watch = Watch(task.text, settings.schedule(stage).steps, say=said, structures=names)
+    train(setup, number, before, folder, watch=watch)
     for name in ("last.ckpt", "best.ckpt"):  # of no use after the end, and large
         (folder / name).unlink(missing_ok=True)
     return described_stage(stage.name, files.read_json(folder / "done.json"))

@@ -215,6 +215,8 @@ class Schedule:
         batch_size: Slices in a step, over all devices.
         learning_rate: At the first step.
         weight_decay: Of the optimiser.
+        balanced: The share of labelled slices in a step that is drawn for what they show, each structure in turn, so
+            that none that is small or rare is missed; the others come as they are. nnU-Net has a third.
     """
 
     steps: int
@@ -222,12 +224,14 @@ class Schedule:
     batch_size: int
     learning_rate: float
     weight_decay: float = 0.0
+    balanced: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "every", "batch_size"):
             integer(name, getattr(self, name), least=1)
         number("learning_rate", self.learning_rate, above=0.0)
         number("weight_decay", self.weight_decay, least=0.0)
+        number("balanced", self.balanced, least=0.0, most=1.0)
         if self.steps % self.every:
             raise ValueError(message(f"`steps` to be a multiple of `every`={self.every}", self.steps))
 

@@ -86,7 +86,9 @@ def _run(setup: Setup, out: Path, say: Say, console: Console | None) -> dict[str
     for number, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
         if not (folder / "done.json").is_file():
             name, length = f"{settings.method.title}, {stage.name}", settings.schedule(stage).steps
-            train(setup, number, weights, folder, watch=Watch(name, length, say=say, console=console))
+            names = setup.dataset.description.classes
+            watch = Watch(name, length, say=say, console=console, structures=names)
+            train(setup, number, weights, folder, watch=watch)
         facts[stage.name] = files.read_json(folder / "done.json")
         weights = files.load(folder / "weights.pt")
         if is_first():

@@ -121,7 +121,7 @@ class Setup:
                 "slices": (self.store.size, self.dataset.description.crop, self.store.percentiles, self.planes(stage)),
                 "network": self.architecture,
                 "stage": _said(replace(stage, planes="main")),
-                "schedule": asdict(self.settings.schedule(stage)),
+                "schedule": {k: v for k, v in asdict(self.settings.schedule(stage)).items() if k != "balanced" or v},
                 "seed": self.settings.seed,
                 "before": keys[-1:],
             }
