@@ -45,7 +45,9 @@ def parser(saved: dict[str, Any] | None = None) -> ArgumentParser:
     demo = Parser(description="Methods side by side, with the same few labelled patients.")
     demo.add_argument("--data", type=str | None, help="a data folder; a phantom is made if left out")
     demo.add_argument("--out", type=Path | None, help="the folder of all results (default: runs/demo-DATA)")
-    demo.add_argument("--methods", type=str, nargs="+", default=["random", "mmgl"], help="names or YAML files")
+    demo.add_argument(
+        "--methods", type=str, nargs="+", default=["random_ds", "mmgl", "mmgl_selftrain"], help="names or YAML files"
+    )
     _what(demo, labelled=2, scale="small")
     _reading(demo)
     _machine(demo)

@@ -1,6 +1,7 @@
 """Self-training in the pipeline: whose labels it sees, what it leaves, and that it goes on as it would have."""
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from examples.mmwhs import files
 from examples.mmwhs.data.augment import AUGMENTATIONS, Augment
 from examples.mmwhs.data.datasets import open_dataset
 from examples.mmwhs.data.splits import make_split
+from examples.mmwhs.study.demo import demo
 from examples.mmwhs.train import config, methods
 from examples.mmwhs.train.fit import StepSampler, curves
 from examples.mmwhs.train.run import run
@@ -261,3 +264,15 @@ def test_a_structure_that_is_not_found_is_said_while_it_trains(data: Path, tmp_p
     assert [int(line.split("step ")[1].split(":")[0]) for line in missed] == expected
     assert expected
     assert all(name in missed[0] for name in ("`balanced`",))
+
+
+def test_a_demo_trains_a_stage_once_that_its_methods_share(data: Path, tmp_path: Path) -> None:
+    console = Console(file=StringIO())
+    out = tmp_path / "out"
+    chosen = {"random_ds": replace(settings(data, "random_ds", labelled=1), scale=LAST), NAME: small(data)}
+    demo({name: lambda _, s=s: s for name, s in chosen.items()}, out, console, data=str(data))
+    first, second = (files.load(out / name / "1-finetune" / "weights.pt") for name in chosen)
+    assert same(first, second)
+    assert "as in random_ds" in (out / NAME / "log.txt").read_text()
+    alone = run(small(data), tmp_path / "alone", cache=out / "cache")
+    assert files.read_json(out / "metrics.json")[NAME]["pooled"] == alone["pooled"]

@@ -1,9 +1,11 @@
 """A run: the stages of a method in order, in a folder that a killed run continues from."""
 
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,13 @@ def silent(_: str) -> None:
 
 
 def run(
-    settings: config.Run, out: Path, *, cache: Path | None = None, say: Say = silent, console: Console | None = None
+    settings: config.Run,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    say: Say = silent,
+    console: Console | None = None,
+    shared: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Trains and evaluates one run in the folder `out`, from wherever it was left.
 
@@ -48,6 +56,7 @@ def run(
         cache: Where prepared slices are kept; ``out/cache`` by default.
         say: Takes a line about each thing done.
         console: Where to draw progress bars.
+        shared: Folders of stages that other runs have finished, by the digests of `Setup.keys`: they are copied.
 
     Returns:
         What ``metrics.json`` holds; nothing on processes other than the first.
@@ -60,7 +69,7 @@ def run(
         setup = Setup.of(settings, cache or out / "cache")
         same_run(out, setup)
         said = logged(say, out / "log.txt") if is_first() else silent
-        return _run(setup, out, said, console)
+        return _run(setup, out, said, console, shared or {})
 
 
 def logged(say: Say, path: Path) -> Say:
@@ -74,16 +83,25 @@ def logged(say: Say, path: Path) -> Say:
     return both
 
 
-def _run(setup: Setup, out: Path, say: Say, console: Console | None) -> dict[str, Any]:
+def folders_of(setup: Setup, out: Path) -> dict[str, Path]:
+    """The folder of every stage of a run, by the digest of all that decides what the stage leaves."""
+    stages = enumerate(setup.settings.method.stages, start=1)
+    return dict(zip(setup.keys(), (out / f"{number}-{stage.name}" for number, stage in stages), strict=True))
+
+
+def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Mapping[str, Path]) -> dict[str, Any]:
     settings, stages = setup.settings, setup.settings.method.stages
-    folders = [out / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
+    folders = folders_of(setup, out)
     if is_first() and not (out / "metrics.json").is_file():
         for line in plan(setup, out):
             say(line)
         check(setup, out)
     facts: dict[str, Any] = {}
     weights: dict[str, Any] | None = None
-    for number, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
+    for number, (stage, (key, folder)) in enumerate(zip(stages, folders.items(), strict=True)):
+        if is_first() and key in shared and not folder.exists():
+            say(f"{settings.method.title}, {stage.name}: as in {shared[key].parent.name}")
+            files.replace(folder, partial(shutil.copytree, shared[key]))
         if not (folder / "done.json").is_file():
             name, length = f"{settings.method.title}, {stage.name}", settings.schedule(stage).steps
             names = setup.dataset.description.classes
