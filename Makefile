@@ -9,7 +9,7 @@ NATIVE := mmgl_losses/contrast/native/engine.so
 
 .PHONY: versions networks demo test test-examples native sanitize coverage lint docs bench clean
 
-demo: native  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
+demo: native  ## deep supervision alone, MMGL, and MMGL with self-training, side by side; DATA=DIR takes your volumes
 	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/.test native  ## the whole test suite
