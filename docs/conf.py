@@ -8,24 +8,27 @@ import mmgl_losses
 
 ROOT = Path(__file__).parent.parent
 # The pictures use the phantom of the pipeline.
-sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "gallery")]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "docs" / "gallery")]
 
 project = "mmgl-losses"
-author = "The mmgl-losses authors"
+author = "the mmgl-losses developers"
+REPOSITORY = "https://github.com/mmgl-losses/mmgl-losses"
 copyright = author
 release = version = mmgl_losses.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "mathml",
 ]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-mathjax4_config = {"output": {"displayOverflow": "linebreak"}}
+html_math_renderer = "mathml"
 exclude_patterns = [
     "_build",
     "gallery",

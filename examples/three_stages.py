@@ -32,9 +32,9 @@ def patient(number: int, slices: int = 8) -> tuple[Tensor, Tensor]:
         (0, 0.0, 0.0, 0.92, 0.75, tissue),
         (0, -0.5, 0.0, 0.33, 0.55, lung),
         (0, 0.5, 0.0, 0.33, 0.55, lung),
-        (0, 0.0, 0.6, 0.13, 0.13, 0.9),  # the spine
-        (0, draw(-0.3, -0.2), draw(0.25, 0.35), 0.08, 0.08, blood),  # a vein that looks like an aorta
-        (4, draw(0.1, 0.2), draw(0.32, 0.42), draw(0.08, 0.11), draw(0.08, 0.11), blood),
+        (0, 0.0, 0.62, 0.1, 0.1, 0.9),  # the spine
+        (0, draw(-0.3, -0.2), draw(0.28, 0.36), 0.12, 0.12, blood),  # a vein that looks like an aorta
+        (4, draw(0.2, 0.3), draw(0.4, 0.46), draw(0.12, 0.15), draw(0.12, 0.15), blood),
         (3, draw(-0.2, -0.1), draw(-0.15, -0.05), draw(0.24, 0.3), draw(0.18, 0.24), blood * draw(0.85, 1)),
         (2, 0.15, 0.0, draw(0.27, 0.32), draw(0.24, 0.3), muscle),
         (1, 0.15, 0.0, draw(0.16, 0.2), draw(0.14, 0.18), blood),
