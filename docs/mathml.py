@@ -9,7 +9,9 @@ from sphinx.writers.html5 import HTML5Translator
 
 
 def _inline(self: HTML5Translator, node: nodes.math) -> None:
-    self.body.append(f'<span class="math notranslate nohighlight">{convert(node.astext())}</span>')
+    self.body.append(
+        f'<span class="math notranslate nohighlight">{convert(node.astext())}</span>'
+    )
     raise nodes.SkipNode
 
 
@@ -20,5 +22,6 @@ def _block(self: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    """Registers the renderer under the name ``mathml``."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

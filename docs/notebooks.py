@@ -19,7 +19,9 @@ def make() -> dict[str, str]:
         _, found = split_code_and_text_blocks(str(source))
         settings = gen_gallery.DEFAULT_GALLERY_CONF | {"first_notebook_cell": FIRST}
         notebook = jupyter_notebook(found, settings, str(source.parent))
-        notebook["metadata"] = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+        notebook["metadata"] = {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
+        }
         made[f"{source.stem.split('_', 2)[2]}.ipynb"] = json.dumps(notebook, indent=1) + "\n"
     return made
 

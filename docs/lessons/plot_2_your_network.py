@@ -6,15 +6,15 @@ Your network stays as it is. You find its stages, put heads on some of them, and
 return.
 
 `Open this page in Colab
-<https://colab.research.google.com/github/mmgl-losses/mmgl-losses/blob/main/examples/notebooks/your_network.ipynb>`__.
+<https://colab.research.google.com/github/mmgl-losses/mmgl-losses/blob/main/examples/notebooks/your_network.ipynb>`_.
 """
 
 # %%
 # A network
 # ---------
 #
-# Any ``nn.Module`` will do: MONAI, nnU-Net, smp, or your own. This one is written by hand, and nothing in it is called
-# encoder or decoder.
+# Any ``nn.Module`` will do: MONAI, nnU-Net, smp, or your own. This one is written by hand, and nothing in it is
+# called encoder or decoder.
 
 import matplotlib.pyplot as plt
 import torch
@@ -50,8 +50,8 @@ net = Mine()
 # Where to tap it
 # ---------------
 #
-# ``discover_stages`` watches one pass, and leaves the network as it was. Print what it found: a table, and the two calls
-# that put heads on it, ready to paste.
+# ``discover_stages`` watches one pass, and leaves the network as it was. Print what it found: a table, and the two
+# calls that put heads on it, ready to paste.
 
 images = torch.rand(4, 1, 64, 64)
 stages = discover_stages(net, images)
@@ -108,12 +108,13 @@ print(loss.diagnose(features, labels).sentence)
 # Your network again
 # ------------------
 #
-# ``close`` takes the hooks off. What is left is the object that you came with; its weights have the names that they had.
+# ``close`` takes the hooks off. What is left is the object that you came with; its weights have the names that they
+# had.
 
 tapped.close()
 print(sorted(net.state_dict()) == sorted(Mine().state_dict()))
 
 # %%
-# A module that runs twice in a pass, or returns a tuple, cannot be tapped as it is. ``print(stages)`` lists those with the
-# reason. For networks that return several outputs, and for smp, torchvision and Hugging Face, see
-# :doc:`/networks_howto`.
+# A module that runs twice in a pass, or returns a tuple, cannot be tapped as it is. ``print(stages)`` lists those
+# with the reason. For networks that return several outputs, and for smp, torchvision and Hugging Face, see `the
+# guide for networks <https://mmgl-losses.github.io/mmgl-losses/networks_howto.html>`_.

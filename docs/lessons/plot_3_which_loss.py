@@ -6,7 +6,7 @@ A contrastive loss does not fall to zero, and its value depends on the batch. ``
 between two numbers that can be computed: its floor, and its value at chance.
 
 `Open this page in Colab
-<https://colab.research.google.com/github/mmgl-losses/mmgl-losses/blob/main/examples/notebooks/which_loss.ipynb>`__.
+<https://colab.research.google.com/github/mmgl-losses/mmgl-losses/blob/main/examples/notebooks/which_loss.ipynb>`_.
 """
 
 # %%
@@ -27,11 +27,11 @@ loss = MultiScaleLocalSupCon(weights=(0.4, 0.6))
 print(loss.diagnose(features, labels))
 
 # %%
-# ``floor`` is the loss of perfect features with these labels. ``chance`` is the loss when all features are equal. Random
-# features are worse than chance: they are spread without regard to the labels.
+# ``floor`` is the loss of perfect features with these labels. ``chance`` is the loss when all features are equal.
+# Random features are worse than chance: they are spread without regard to the labels.
 #
-# Now the features themselves are trained, without a network. Both levels go the same way, from chance to the floor, at
-# values that have nothing to do with one another.
+# Now the features themselves are trained, without a network. Both levels go the same way, from chance to the floor,
+# at values that have nothing to do with one another.
 
 points = [torch.nn.Parameter(feature) for feature in features]
 optimiser = torch.optim.Adam(points, lr=0.05)
@@ -64,12 +64,14 @@ print(history[-1])
 # The same features under other names
 # -----------------------------------
 #
-# A formula says where the logarithm stands and who is in the denominator. The value of one says nothing about the value
-# of another; progress can be compared.
+# A formula says where the logarithm stands and who is in the denominator. The value of one says nothing about the
+# value of another; progress can be compared.
 
 for formula in ("supcon", "supcon_in", "mmgl"):
     report = MultiScaleLocalSupCon(weights=(0.4, 0.6), formula=formula).diagnose(points, labels)
-    print(f"{formula:>9}: loss {sum(x.weight * x.loss for x in report.levels):8.4f}, progress {report.progress:.2f}")
+    print(
+        f"{formula:>9}: loss {sum(x.weight * x.loss for x in report.levels):8.4f}, progress {report.progress:.2f}"
+    )
 
 # %%
 # What an anchor meets
@@ -81,7 +83,9 @@ for pairs in ("image", "batch"):
     for background in ("anchor", "key", "ignore"):
         options = MultiScaleLocalSupCon(weights=(1.0,), pairs=pairs, background=background)
         level = options.diagnose(points[1:], labels).levels[0]
-        print(f"{pairs:>6} {background:>7}: {sum(level.valid.values()):4} anchors, {level.positives:6.1f} positives each")
+        print(
+            f"{pairs:>6} {background:>7}: {sum(level.valid.values()):4} anchors, {level.positives:6.1f} positives each"
+        )
 
 # %%
 # When there is nothing to learn
@@ -92,4 +96,5 @@ for pairs in ("image", "batch"):
 print(loss.diagnose(features, torch.zeros_like(labels)).sentence)
 
 # %%
-# :doc:`/learning` says what to do about each sentence, and :doc:`/choices` which option to take.
+# `Is it learning? <https://mmgl-losses.github.io/mmgl-losses/learning.html>`_ says what to do about each sentence,
+# and `the guide to the options <https://mmgl-losses.github.io/mmgl-losses/choices.html>`_ which option to take.
