@@ -122,7 +122,7 @@ def picture(columns: dict[str, Tensor]) -> None:
     """Saves some slices, one below the other: the image, the truth, and what each network makes of it."""
     figure, axes = plt.subplots(1, len(columns), figsize=(7, 7.2), layout="constrained")
     for axis, (name, column) in zip(axes, columns.items(), strict=True):
-        axis.imshow(torch.cat(list(column)), cmap="gray" if name == "image" else "viridis")
+        axis.imshow(torch.cat(list(column)).numpy(), cmap="gray" if name == "image" else "viridis")
         axis.set(title=name, xticks=[], yticks=[])
     figure.savefig("three_stages.png", dpi=120)
 

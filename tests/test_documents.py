@@ -81,7 +81,7 @@ def test_blocks_run_and_print_what_is_shown(page, page_module, capsys):
 def test_there_are_blocks_and_outputs():
     found = [block for page in PAGES for block in blocks(page)]
     assert len(found) >= 40
-    assert sum(shown is not None for _, shown in found) >= 8
+    assert sum(shown is not None for _, shown in found) >= 5
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,10 @@ validation, test = join(range(24, 28)), join(range(28, 38))
 fig, axes = plt.subplots(2, 6, figsize=(7, 2.6), layout="constrained")
 for column in range(6):
     image, label = patient(column)
-    axes[0, column].imshow(image[3, 0], cmap="gray", vmin=0, vmax=1)
-    axes[1, column].imshow(label[3], cmap="viridis", vmin=0, vmax=4, interpolation="nearest")
+    axes[0, column].imshow(image[3, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+    axes[1, column].imshow(
+        label[3].numpy(), cmap="viridis", vmin=0, vmax=4, interpolation="nearest"
+    )
     axes[0, column].set_axis_off()
     axes[1, column].set_axis_off()
 plt.show()
