@@ -10,7 +10,7 @@ FAST := mmgl_losses $(foreach name,contrast derivatives functional global_levels
 
 NATIVE := mmgl_losses/contrast/native/engine.so
 
-.PHONY: help networks demo test test-fast test-examples native sanitize coverage lint docs notebooks bench clean
+.PHONY: help versions networks demo test test-fast test-examples native sanitize coverage lint docs notebooks bench clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -41,6 +41,9 @@ lint: $(VENV)/.lint  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+versions:  ## the tests of the package with other versions of Python and torch, in fresh environments
+	$(PYTHON) -m tests.versions
+
 networks: .venv-networks/.done  ## every network of the list, and the page about them
 	.venv-networks/bin/python -m pytest -q tests/networks/elsewhere*.py
 	.venv-networks/bin/python -m tests.networks --write docs/networks.md
@@ -58,7 +61,7 @@ bench: $(VENV)/.test native  ## time, peak memory and error beside the peers, an
 $(VENV)/.examples: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(PIP) --editable ".[examples]"
+	$(PIP) --editable . --group examples
 	touch $@
 
 $(NATIVE): $(VENV)/.examples hatch_build.py $(wildcard $(dir $(NATIVE))*.cpp $(dir $(NATIVE))*.h)

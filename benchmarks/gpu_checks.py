@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from mmgl_losses.contrast import pair_terms
-
-TINY = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the largest value: beside twice plain's
-
+from mmgl_losses.testing.engines import results, rounded, worst
 
 SIZES_EACH = 3  # problems of one family: only their sizes, labels and temperatures differ, so kernels are compiled once
 
@@ -85,55 +81,16 @@ def poisoned(by_rows: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def outcome(problem: dict[str, Any], dtype: torch.dtype, impl: str, **kwargs: Any) -> list[Tensor]:
-    """Results and gradients in float64; `dtype` is that of all arithmetic for "reference"."""
-    z = problem["z"].to(dtype, copy=True).requires_grad_()
-    options, leaves = dict(problem["options"]), [z]
-    if "keys" in options:
-        options["keys"] = options["keys"].to(dtype, copy=True).requires_grad_()
-        leaves.append(options["keys"])
-    terms = pair_terms(z, problem["ids"], **options, impl=impl, bound=problem["bound"], **kwargs)
-    results, total = (terms.positive_lse, terms.negative_lse, terms.positive_sum), torch.zeros((), device=z.device)
-    for factor, result in zip((1.0, -0.6, 1 / z.shape[1]), results, strict=True):  # the sum is that much larger
-        total = total + factor * torch.where(result.isfinite(), result, 0.0).sum()
-    grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-    return [x.detach().double() for x in (*results, *grads)]
-
-
 def check(problem: dict[str, Any]) -> dict[str, Any]:
-    """Worst error of the kernels beside that of plain torch: a row of the report."""
-    dtype = problem["dtype"]
-    exact = outcome(problem, torch.float64, "reference")
-    rounded = dict(problem)
-    if dtype != torch.float32:  # plain torch on features of that type: the least that the type costs
-        scale = problem["options"]["temperature"] ** -0.5
-        rounded["z"] = (problem["z"] * scale).to(dtype).double() / scale
-        if "keys" in problem["options"]:
-            keys = problem["options"]["keys"].to(dtype).double()
-            rounded["options"] = problem["options"] | {"keys": keys}
-    plain = outcome(rounded, torch.float32, "reference")
-    row: dict[str, Any] = {"problem": problem["what"], "passed": True, "worst": 0.0}
+    """Worst error of the kernels over what is allowed, with the usual and the deterministic forward."""
+    z, ids, dtype = problem["z"], problem["ids"], problem["dtype"]
+    options = problem["options"] | {"bound": problem["bound"]}
+    exact = results(z, ids, options, torch.float64, "reference")
+    near, kept = rounded(z, options, dtype)
+    plain = results(near, ids, kept, torch.float32, "reference")
+    found = 0.0
     for by_rows in (False, True):
         with poisoned(by_rows):
-            got = outcome(problem, torch.float32, "fused", precision=dtype)
-        for a, b, c in zip(got, plain, exact, strict=True):
-            both = a.isfinite() & c.isfinite()
-            same_holes = torch.equal(a.isneginf(), c.isneginf()) and not a.isnan().any()
-            size = c[both].abs().max().item() if both.any() else 0.0
-            error = (a - c)[both].abs().max().item() if both.any() else 0.0
-            allowed = 2 * ((b - c)[both].abs().max().item() if both.any() else 0.0) + TINY[dtype] * max(size, 1.0)
-            row["worst"] = max(row["worst"], error / allowed)
-            row["passed"] = row["passed"] and same_holes and error <= allowed
-    return row
-
-
-def run(device: torch.device, *, seconds: float, most: int, largest: int) -> Iterator[dict[str, Any]]:
-    """Rows until time or number is up; a problem that raises is a failure with its reason."""
-    end = time.monotonic() + seconds
-    for _, problem in zip(range(most), problems(0, device, largest), strict=False):
-        if time.monotonic() > end:
-            return
-        try:
-            yield check(problem)
-        except Exception as error:  # a failure of any kind belongs in the report
-            yield {"problem": problem["what"], "passed": False, "worst": None, "reason": f"{error!r}"[:300]}
+            got = results(z, ids, options, torch.float32, "fused", precision=dtype)
+        found = max(found, worst(got, plain, exact, dtype))
+    return {"passed": found <= 1.0, "error": found}

@@ -1,5 +1,6 @@
 """The ceilings of the GPU at hand, the floor of the kernels beneath them, and a step replayed as a graph."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ def graph_seconds(clock: Clock, run: Callable[[], object]) -> float:
 
 
 def ceilings(clock: Clock) -> dict[str, Any]:
-    """What this device reaches on its own: a copy, and products in three types; exponentials from its clock."""
+    """What this device reaches on its own: a copy, and products in three types, exponentials."""
     device = torch.device("cuda")
     properties = torch.cuda.get_device_properties(device)
     source, target = torch.empty((2, 2**28), dtype=torch.float32, device=device)
@@ -45,20 +46,46 @@ def ceilings(clock: Clock) -> dict[str, Any]:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         found[f"{name}_tflop_s"] = 2 * size**3 / best(clock, lambda a=a, b=b: a @ b) / 1e12
     torch.backends.cuda.matmul.allow_tf32 = before
-    rate = getattr(properties, "clock_rate", 1_755_000) * 1e3  # Hz
-    found["exp_t_s"] = properties.multi_processor_count * 16 * rate / 1e12  # 16 a clock on each multiprocessor
+    found["exp_t_s"] = exponentials(clock, properties.multi_processor_count)
     return found
 
 
-def best(clock: Clock, run: Callable[[], object]) -> float:
+def exponentials(clock: Clock, multiprocessors: int) -> float:
+    """Exponentials in units of 10^12 a second."""
+    from benchmarks.gpu_exponentials import chain
+
+    programs, block, steps = 16 * multiprocessors, 1024, 4096
+    out = torch.empty(programs * block, device="cuda")
+    seconds = best(clock, lambda: chain[(programs,)](out, steps, BLOCK=block, num_warps=4))
+    return out.numel() * steps / seconds / 1e12
+
+
+def host_seconds(run: Callable[[], object]) -> float:
+    """The time in which the host hands over a call, whatever the device takes."""
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    torch.cuda.synchronize()
+    return min(times)
+
+
+def best(clock: Clock, run: Callable[[], object], calls: int = CALLS) -> float:
     """The least mean of a few calls, after one to warm up."""
     run()
-    return min(clock(run, CALLS) for _ in range(5))
+    return min(clock(run, calls) for _ in range(5))
 
 
-def floor_seconds(found: dict[str, Any], case: Case, *, symmetric: bool = True) -> float:
-    """The longer of 2.5 products of all pairs and 1.5 exponentials of each (3 and 2 without symmetry), overlapped."""
+SHARES = {  # of all pairs: products, and exponentials
+    "credit": (0.5, 0.5), "rows": (1.0, 1.0), "weigh": (2.0, 1.0), "both": (2.5, 1.5), "by rows": (3.0, 2.0),
+}  # fmt: skip
+
+
+def floor_seconds(found: dict[str, Any], case: Case, part: str = "both") -> float:
+    """The longer of products and exponentials, overlapped; `found` are the ceilings."""
     rate = found["bf16_tflop_s"] if case.dtype != "float32" else found["tf32_tflop_s"] / 3
     pairs = case.batch * case.n**2
-    products, exponentials = (2.5, 1.5) if symmetric else (3.0, 2.0)
+    products, exponentials = SHARES[part]
     return max(products * 2 * pairs * case.d / rate, exponentials * pairs / found["exp_t_s"]) / 1e12

@@ -7,6 +7,8 @@ log-sum-exp and a sum, and stand beside ours with the same formula. All of them 
 
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -65,8 +67,8 @@ def by_rows(problem: Problem) -> Step:
     return step
 
 
-def kernels(problem: Problem) -> Step:
-    """The fused implementation alone: no normalisation, no sorting, no formula; what a floor can be held against."""
+def sorted_pairs(problem: Problem) -> tuple[Any, Any]:
+    """What launches the kernels, and what they are given: unit vectors, sorted."""
     posed = arguments.pose(
         F.normalize(problem.features.detach().float(), dim=-1),
         problem.labels,
@@ -74,7 +76,12 @@ def kernels(problem: Problem) -> Step:
         bound=1.0,
         precision=problem.dtype,
     )
-    launch, pairs = fused.ready(posed)
+    return fused.ready(posed)
+
+
+def kernels(problem: Problem) -> Step:
+    """The fused implementation alone: no normalisation, no sorting, no formula; what a floor can be held against."""
+    launch, pairs = sorted_pairs(problem)
     valid = torch.stack(pairs.counts()).min(0).values > 0
     gradients = valid / valid.sum()
 
@@ -85,6 +92,39 @@ def kernels(problem: Problem) -> Step:
         return loss, launch.backward(pairs, problem.dtype, upstream, (True, False))[0]
 
     return step
+
+
+class Caught:
+    """Stands for a kernel: launches it, and keeps the launches."""
+
+    def __init__(self, kernel: Any, launches: list[Callable[[], object]]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **options: Any) -> None:
+            again = partial(self.kernel[grid], *arguments, **options)
+            self.launches.append(again)
+            again()
+
+        return launch
+
+
+def one_kernel(problem: Problem, kernel: str) -> Callable[[], object]:
+    """The launch of "credit", "rows" or "weigh" alone, on operands that are ready."""
+    launch, pairs = sorted_pairs(problem)
+    found: list[Callable[[], object]] = []
+    place = launch.gradients if kernel == "weigh" else launch.sums
+    with patch.object(place, kernel, Caught(getattr(place, kernel), found)):
+        if kernel == "weigh":
+            # The log-sum-exps of equal logits, and an upstream of ones: what they are does not matter to the time.
+            lse = torch.full(problem.labels.shape, 8.0, device=problem.labels.device)
+            ones = torch.ones_like(lse)
+            launch.backward(pairs, problem.dtype, Upstream((lse, lse), (ones, ones), None), (True, False))
+        else:
+            with patch.object(torch, "are_deterministic_algorithms_enabled", lambda: kernel == "rows"):
+                launch.forward(pairs, problem.dtype)
+    (only,) = found
+    return only
 
 
 def unit(features: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:

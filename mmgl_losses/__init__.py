@@ -1,14 +1,43 @@
-"""Multi-scale contrastive losses, projection heads and deep supervision for any segmentation network."""
+"""Multi-scale contrastive losses, projection heads and deep supervision for any segmentation network.
+
+Losses
+    MultiScaleGlobalContrast    contrast of whole images, at several levels of an encoder
+    MultiScaleLocalSupCon       supervised contrast of points, at several levels of a decoder
+    DeepSupervisionDice         soft Dice and cross-entropy, at several levels of a decoder
+    halving                     weights that halve from level to level, as nnU-Net's
+    Diagnostics                 what ``diagnose`` of a loss returns: is it learning?
+
+Networks
+    discover_stages, Stages     where to tap a network: a table to print
+    attach_heads                puts heads on named modules of any network
+    TappedModel                 a network with heads: forward returns (output, {name: embedding})
+    FeatureTaps                 features of named modules in one forward pass
+    GlobalHead                  one embedding for each image
+    LocalHead                   one embedding for every n-th point
+    SegmentationHead            logits of a coarser level
+    load_matching, Loaded       weights in a network with other classes, and what was loaded
+    UNet                        the reference network of the paper (not brought by ``import *``)
+
+Parts
+    functional                  the losses as functions
+    pair_logsumexp, PairTerms   the primitive that every contrast is made of, and what a formula is given
+    plugins                     losses and heads by name
+
+Beside them: `mmgl_losses.lightning` (pre-training and callbacks for Lightning), `mmgl_losses.sampling` (which points a
+level holds) and `mmgl_losses.testing` (a conformance kit for losses and heads of your own).
+"""
 
 from mmgl_losses import functional, plugins
 from mmgl_losses.contrast import PairTerms, pair_logsumexp
 from mmgl_losses.losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon
 from mmgl_losses.losses.diagnostics import Diagnostics
+from mmgl_losses.losses.levels import halving
 from mmgl_losses.networks.attach import attach_heads
 from mmgl_losses.networks.heads import GlobalHead, LocalHead, SegmentationHead
+from mmgl_losses.networks.load import Loaded, load_matching
 from mmgl_losses.networks.stages import Stages, discover_stages
 from mmgl_losses.networks.taps import FeatureTaps, TappedModel
-from mmgl_losses.networks.unet import UNet
+from mmgl_losses.networks.unet import UNet as UNet  # not in `__all__`: many have a UNet of their own
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,6 +45,7 @@ __all__ = [
     "Diagnostics",
     "FeatureTaps",
     "GlobalHead",
+    "Loaded",
     "LocalHead",
     "MultiScaleGlobalContrast",
     "MultiScaleLocalSupCon",
@@ -23,10 +53,11 @@ __all__ = [
     "SegmentationHead",
     "Stages",
     "TappedModel",
-    "UNet",
     "attach_heads",
     "discover_stages",
     "functional",
+    "halving",
+    "load_matching",
     "pair_logsumexp",
     "plugins",
 ]

@@ -1,5 +1,6 @@
-"""``python -m mmgl_losses``: what is there on this machine, and why an engine is not."""
+"""``python -m mmgl_losses``: what is there on this machine, and why an engine is not. ``check`` runs them too."""
 
+import argparse
 import platform
 
 import torch
@@ -7,16 +8,22 @@ import torch
 import mmgl_losses
 from mmgl_losses.contrast import arguments, engines, native
 from mmgl_losses.contrast.problem import Problem
+from mmgl_losses.testing import engines as check
 
 
-def lines() -> list[str]:
-    """Versions, threads, CUDA, and every engine for tensors of each device."""
+def machine() -> list[str]:
+    """Versions, threads and CUDA."""
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    found = [
+    return [
         f"mmgl-losses {mmgl_losses.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         f"CPU: {platform.machine()}, {torch.get_num_threads()} threads; CUDA: {cuda}",
     ]
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+
+
+def lines() -> list[str]:
+    """The machine, and every engine for tensors of each device."""
+    found = machine()
+    for device in devices():
         few, many = _problem(2, device), _problem(1024, device)
         for name, engine in engines.ENGINES.items():
             reason = engine.refuses(many)
@@ -27,11 +34,30 @@ def lines() -> list[str]:
     return found
 
 
+def devices() -> tuple[str, ...]:
+    """The devices there are."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
 def _problem(n: int, device: str) -> Problem:
     ids = torch.zeros(1, n, dtype=torch.int64, device=device)
     z = torch.zeros(1, n, 1, device=device)
     return arguments.pose(z, ids, temperature=1.0, bound=1.0, precision=z.dtype)
 
 
+def main(words: list[str] | None = None) -> int:
+    """Say what is there; with ``check`` run it, and 1 where an engine is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m mmgl_losses", description=__doc__)
+    parser.add_argument(
+        "command", nargs="?", choices=["check"], help="run every engine on fixed problems, about a minute"
+    )
+    if parser.parse_args(words).command is None:
+        print("\n".join(lines()))
+        return 0
+    found, good = check.report(devices())
+    print("Please paste this into a report:\n\n```\n" + "\n".join([*machine(), *found]) + "\n```")
+    return 0 if good else 1
+
+
 if __name__ == "__main__":
-    print("\n".join(lines()))
+    raise SystemExit(main())

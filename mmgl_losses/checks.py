@@ -58,9 +58,9 @@ def number(
     """
     if isinstance(value, Tensor) and not value.ndim and value.dtype != torch.bool:
         value = value.item()
-    real = isinstance(value, int | float | Real)
+    real = isinstance(value, (int, float, Real))
     if real and not isinstance(value, bool):
-        checked = value if isinstance(value, int | float) else float(value)  # pyright: ignore[reportArgumentType]
+        checked = value if isinstance(value, (int, float)) else float(value)  # pyright: ignore[reportArgumentType]
         if -math.inf < checked < math.inf and least <= checked <= most and checked > above:
             return checked
     wanted = "a finite number"
@@ -79,7 +79,7 @@ def integer(name: str, value: object, *, least: int | None = None) -> int:
     """`value` is an integer (not a bool) of at least `least`, as a Python int; one of numpy or a 0-d tensor will do."""
     if isinstance(value, Tensor) and not value.ndim and value.dtype != torch.bool:
         value = value.item()
-    whole = isinstance(value, int | Integral)
+    whole = isinstance(value, (int, Integral))
     if whole and not isinstance(value, bool):
         checked = value if isinstance(value, int) else int(value)  # pyright: ignore[reportArgumentType]
         if least is None or checked >= least:

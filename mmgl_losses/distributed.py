@@ -17,6 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmgl_losses.checks import message
+
+# Older compilers refuse results of unknown size or, told to take them (`capture_dynamic_output_shape_ops`), compute
+# something else.
+COMPILES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+
 
 def world() -> int:
     """The number of processes; 1 without a process group."""
@@ -59,6 +65,9 @@ def gather(*values: Tensor) -> tuple[Tensor, ...]:
     Returns:
         Each (sum of all n, ...): rows 0 ... n - 1 are this process's own.
 
+    Raises:
+        NotImplementedError: in compiled code, with torch older than 2.13.
+
     Example:
         >>> rows, ids = gather(torch.zeros(3, 2), torch.arange(3))
         >>> rows.shape
@@ -66,6 +75,10 @@ def gather(*values: Tensor) -> tuple[Tensor, ...]:
     """
     if world() == 1:
         return values
+    if torch.compiler.is_compiling() and not COMPILES:
+        cure = "Compile the network and call the loss outside of it, or update torch."
+        expected = "torch 2.13 or newer where a loss with gather=True is compiled"
+        raise NotImplementedError(message(expected, torch.__version__, cure))
     return tuple(_gather(list(values))[:-1])
 
 

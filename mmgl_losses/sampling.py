@@ -4,15 +4,12 @@ Point ``i`` of ``m`` stands for the place ``(i + 1/2) / m`` of an axis. A featur
 by this rule, so they always speak of the same place, whatever the sizes.
 """
 
-import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.autograd import Function, forward_ad
 
 from mmgl_losses import checks
 
@@ -106,64 +103,6 @@ def points(x: Tensor) -> Tensor:
         torch.Size([2, 15, 8])
     """
     return rearrange(x, "b d ... -> b (...) d").contiguous()
-
-
-def normalise(x: Tensor) -> Tensor:
-    """Unit vectors along the last axis, in float32 or better, whatever the length of `x`.
-
-    Each vector is first divided by its largest element, so that huge ones do not overflow nor tiny ones vanish.
-    A zero vector stays zero, with a zero gradient: it has no direction.
-
-    Args:
-        x: (..., D), floating point.
-
-    Returns:
-        (..., D), float32 for half precision and float32, float64 for float64.
-
-    Example:
-        >>> normalise(torch.tensor([[3e30, 4e30], [0.0, 0.0]]))
-        tensor([[0.6000, 0.8000],
-                [0.0000, 0.0000]])
-    """
-    x = checks.floating("x", x)
-    x = x if x.dtype == torch.float64 else x.float()
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
-        return _unit(x)[0]
-    return _Unit.apply(x)[0]  # pyright: ignore[reportIndexIssue]
-
-
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors and lengths (..., 1) of x; a zero vector is divided by infinity."""
-    largest = x.detach().abs().amax(-1, keepdim=True)
-    largest = largest.masked_fill(largest == 0, torch.inf)
-    scaled = x / largest
-    length = (scaled * scaled).sum(-1, keepdim=True).clamp(min=1.0).sqrt()  # at least 1: the largest element is 1
-    return scaled / length, length * largest
-
-
-_unit.__signature__ = inspect.signature(_unit)  # else `apply` works it out at each call
-
-
-class _Unit(Function):
-    """`_unit` with its gradient in few operations: dz = (dx - z <z, dx>) / |x|, d|x| = <z, dx>."""
-
-    generate_vmap_rule = True
-    forward = staticmethod(_unit)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
-        (z, length), (along, outward) = ctx.saved_tensors, grads
-        found = None
-        if along is not None:
-            found = (along - z * (z * along).sum(-1, keepdim=True)) / length
-        if outward is not None:  # of second derivatives
-            found = outward * z if found is None else found + outward * z
-        return found
 
 
 def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[int]) -> Tensor:

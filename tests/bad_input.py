@@ -24,9 +24,12 @@ from mmgl_losses import (
     UNet,
     attach_heads,
     discover_stages,
+    halving,
+    load_matching,
     plugins,
     sampling,
 )
+from mmgl_losses.contrast.unit import normalise
 from mmgl_losses.functional import global_contrast, local_supcon, pair_logsumexp, pair_terms, soft_dice
 
 
@@ -238,6 +241,29 @@ wrong_type("Expected `labels` to be a tensor, got ndarray.", soft_dice, X, Y.num
 wrong_value("Expected `labels` of shape (2, H, W) for `logits` of shape (2, 3, 8, 8), got (2, 1, 8, 8). Remove the channel axis", soft_dice, X, Y[:, None])
 wrong_value("Expected `labels` as large along each axis as `logits` of shape (2, 3, 8, 4), by one factor, got (2, 4, 8).", soft_dice, X[..., :4], Y[:, :4])
 wrong_value("Expected logits of at least 2 channels, got 1. For one foreground structure use two channels", soft_dice, X[:, :1], Y)
+wrong_type("Expected `class_weights` to be a sequence of numbers, one for each channel, got 2.0 of type float.", soft_dice, X, Y, class_weights=2.0)
+wrong_type("Expected `class_weights[1]` to be a finite number of at least 0, got 'x' of type str.", soft_dice, X, Y, class_weights=(1, "x", 1))
+wrong_value("Expected `class_weights[0]` to be a finite number of at least 0, got -1.", soft_dice, X, Y, class_weights=(-1, 1, 1))
+wrong_value("Expected `class_weights[2]` to be a finite number of at least 0, got nan.", soft_dice, X, Y, class_weights=(1, 1, NAN))
+wrong_value("Expected at least one of `class_weights` above 0, got (0, 0, 0).", soft_dice, X, Y, class_weights=(0, 0, 0))
+wrong_value("Expected `logits` of 2 channels, one for each of `class_weights`, got 3.", soft_dice, X, Y, class_weights=(1, 1))
+wrong_value("Expected one of `class_weights` above 0 beside the background's, got (1, 0, 0).", soft_dice, X, Y, class_weights=(1, 0, 0), include_background=False)
+REGIONS = "Expected `regions` to be a sequence with the labels of each region, such as ((1, 2, 3), (2, 3), (3,)), got "
+wrong_type(REGIONS + "3 of type int.", soft_dice, X, Y, regions=3)
+wrong_type(REGIONS + "{1, 2} of type set.", soft_dice, X, Y, regions={1, 2})
+wrong_value(REGIONS + "().", soft_dice, X, Y, regions=())
+wrong_value(REGIONS + "((1,), (), (2,)).", soft_dice, X, Y, regions=((1,), (), (2,)))
+wrong_type("Expected `regions[1]` to be an integer of at least 1, got 'core' of type str.", soft_dice, X, Y, regions=(1, "core", 2))
+wrong_value("Expected `regions[0]` to be an integer of at least 1, got 0.", soft_dice, X, Y, regions=((0, 1), 1, 2))
+wrong_value("Expected `regions` without ignore_index=2, got ((1, 2), 1, 1).", soft_dice, X, Y, regions=((1, 2), 1, 1), ignore_index=2)
+wrong_value("Expected include_background=True with `regions`, got False.", soft_dice, X, Y, regions=(1, 2, 2), include_background=False)
+wrong_value("Expected `logits` of 2 channels, one for each of `regions`, got 3.", soft_dice, X, Y, regions=(1, 2))
+wrong_value("Expected `labels` in 0 ... 254, or in one of `regions`, got [-1]. Pass `ignore_index`", soft_dice, X, Y - 1, regions=(1, 1, 1))
+wrong_value("Expected `labels` in 0 ... 254, or in one of `regions`, got [255].", soft_dice, X, Y + 253, regions=(1, 1, 1), ignore_index=254)
+wrong_value("Expected `reduction` to be one of 'mean', 'none', got 'sum'.", soft_dice, X, Y, reduction="sum")
+wrong_type("Expected `reduction` to be one of 'mean', 'none', got None of type NoneType.", soft_dice, X, Y, reduction=None)
+wrong_value("Expected a mean of the losses, reduction='mean', got reduction='none' with `cross_entropy`.", soft_dice, X, Y, reduction="none", cross_entropy=0.5)
+wrong_value("Expected a mean of the losses, reduction='mean', got reduction='none' with `class_weights`.", soft_dice, X, Y, reduction="none", class_weights=(1, 1, 1))
 wrong_value("Expected `logits` of shape (B, C, *spatial), got (2, 3).", soft_dice, X[:, :, 0, 0], Y)
 wrong_value("Expected `logits` of at least one channel and one point, got shape (2, 3, 8, 0).", soft_dice, X[..., :0], Y)
 wrong_value("Expected `labels` of shape (3, H) for `logits` of shape (3, 8, 8), got (2, 8, 8).", soft_dice, X[0], Y)
@@ -415,6 +441,16 @@ TAPPED = attach_heads(UNet(1, 2, channels=(2, 3, 4)), IMAGE, {UP: GlobalHead})
 wrong_type("Expected `loss` to be a tensor, got float.", TAPPED.freeze_unused, 0.5, of="TappedModel")
 wrong_value("Expected a loss that depends on parameters of this model, got one that does not.", TAPPED.freeze_unused, torch.zeros(()), of="TappedModel")
 
+wrong_type("Expected `net` to be a torch.nn.Module, got str.", load_matching, "net", {})
+wrong_type("Expected `weights` to be a mapping from names to tensors, a state_dict, got 'weights.pt' of type str. Load the file first", load_matching, NET, "weights.pt")
+wrong_type("Expected `weights` to be a mapping from names to tensors, a state_dict, got dict under 'state_dict'. Give what is in it, such as `weights['state_dict']`.", load_matching, NET, {"state_dict": {}})
+wrong_type("Expected `weights` to be a mapping from names to tensors, a state_dict, got int under 'epoch'.", load_matching, NET, {"epoch": 3})
+wrong_value("Expected weights of which at least one parameter fits the network by name and shape, got none: names such as 'w' beside", load_matching, NET, {"w": X})
+wrong_type("Expected `levels` to be an integer of at least 1, got 2.0 of type float.", halving, 2.0)
+wrong_value("Expected `levels` to be an integer of at least 1, got 0.", halving, 0)
+wrong_value("Expected `levels` to be an integer of at least 2, got 1.", halving, 1, coarsest=False)
+wrong_type("Expected `coarsest` to be True or False, got 1 of type int.", halving, 3, coarsest=1)
+
 # Names ------------------------------------------------------------------------------------------------------------
 
 for register, kind in ((plugins.register_loss, "loss"), (plugins.register_head, "head")):
@@ -441,4 +477,4 @@ wrong_value("Expected `stride` to be an integer of at least 1, got -1.", samplin
 wrong_value("Expected `x` of at least 2 axes, one for each size, got shape (3,).", sampling.resample, E[0], (2, 2))
 wrong_type("Expected `x` to be a tensor, got list.", sampling.resample, [1], (2,))
 wrong_value("Expected `m` to be an integer of at least 1, got 0.", sampling.resample, E, (0,))
-wrong_type("Expected `x` to be a floating-point tensor, got type torch.int64.", sampling.normalise, IDS)
+wrong_type("Expected `x` to be a floating-point tensor, got type torch.int64.", normalise, IDS)

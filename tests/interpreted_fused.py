@@ -28,7 +28,7 @@ def tiles(x: int = 16, y: int = 32, programs: int = 8):
     def tile(kernel, *_):
         return launch.Tile(x, x if kernel == "credit" else y, 4, 1)
 
-    with patch.multiple(launch, tile=tile, PROGRAMS=programs):
+    with patch.multiple(launch, tile=tile, PROGRAMS=programs, NARROW=32):
         yield
 
 

@@ -99,27 +99,65 @@ def places(size: int, m: int) -> list[int]:
     return found
 
 
-def soft_dice(logits, labels, *, include_background=True, batch=True, squared=False, smooth=1e-5, ignore_index=None):
+def soft_dice(
+    logits,
+    labels,
+    *,
+    include_background=True,
+    regions=None,
+    class_weights=None,
+    batch=True,
+    squared=False,
+    smooth=1e-5,
+    ignore_index=None,
+    reduction="mean",
+):
     """One minus the mean soft Dice of (B, C, n) logits and (B, n) labels, by loops."""
-    probabilities = logits.double().softmax(1)
+    wide = logits.double()
+    probabilities = wide.softmax(1) if regions is None else 1 / (1 + (-wide).exp())
     samples, classes, n = logits.shape
+    labels_of = [[c] for c in range(classes)] if regions is None else regions
+    weights = [1.0] * classes if class_weights is None else class_weights
+    chosen = range(0 if include_background else 1, classes)
     pools = [list(range(samples))] if batch else [[b] for b in range(samples)]
-    scores = []
+    scores, counted = [], 0
     for pool in pools:
         if all(int(labels[b, x]) == ignore_index for b in pool for x in range(n)):
+            scores.append([wide.new_ones(()) for _ in chosen])
             continue
-        for c in range(0 if include_background else 1, classes):
+        counted += 1
+        scores.append([])
+        for c in chosen:
             intersection = predicted = true = logits.new_zeros((), dtype=torch.float64)
             for b in pool:
                 for x in range(n):
                     if int(labels[b, x]) == ignore_index:
                         continue
-                    p, t = probabilities[b, c, x], float(int(labels[b, x]) == c)
+                    p, t = probabilities[b, c, x], float(int(labels[b, x]) in labels_of[c])
                     intersection = intersection + p * t
                     predicted = predicted + (p * p if squared else p)
                     true = true + t
-            scores.append((2 * intersection + smooth) / (predicted + true + smooth))
-    return 1 - torch.stack(scores).mean()
+            scores[-1].append((2 * intersection + smooth) / (predicted + true + smooth))
+    ones = 1 - torch.stack([torch.stack(row) for row in scores])
+    if reduction == "none":
+        return ones[0] if batch else ones
+    total = sum(float(weights[c]) * ones[:, i].sum() for i, c in enumerate(chosen))
+    return total / (counted * sum(float(weights[c]) for c in chosen))
+
+
+def binary_cross_entropy(logits, labels, *, regions, class_weights=None, ignore_index=None):
+    """The mean over the points that count and the regions of (B, R, n) logits, by loops."""
+    weights = [1.0] * len(regions) if class_weights is None else class_weights
+    above = below = logits.new_zeros((), dtype=torch.float64)
+    for b in range(len(logits)):
+        for x in range(logits.shape[2]):
+            if int(labels[b, x]) == ignore_index:
+                continue
+            for r, region in enumerate(regions):
+                p = 1 / (1 + (-logits[b, r, x].double()).exp())
+                above = above - weights[r] * (p.log() if int(labels[b, x]) in region else (1 - p).log())
+                below = below + weights[r]
+    return above / below
 
 
 def log(x: float) -> float:

@@ -113,6 +113,8 @@ def test_a_head():
 class Counting:
     """An engine: the reference, which counts its calls."""
 
+    NORMALISES = False
+
     def __init__(self):
         self.calls = []
 

@@ -17,8 +17,10 @@ options = st.fixed_dictionaries(
         "squared": st.booleans(),
         "smooth": st.sampled_from([1e-5, 1.0]),
         "ignore_index": st.sampled_from([None, 2, 255]),
+        "class_weights": st.sampled_from([None, (1.0, 0.5, 0.25), (0.0, 2.0, 1.0)]),
     }
 )
+regions = st.sampled_from([((1, 2), (2,)), ((1,),), ((2,), (1, 2), (1,))])
 
 
 @st.composite
@@ -45,6 +47,75 @@ def test_matches_loops(data, option):
     torch.testing.assert_close(torch.autograd.grad(got, logits), torch.autograd.grad(wanted, logits))
 
 
+@given(data=st.data(), option=options, regions=regions, share=st.sampled_from([0.0, 0.5, 1.0]))
+def test_regions_match_loops(data, option, regions, share):
+    """One channel each, points in several regions or in none; binary cross-entropy."""
+    ignore = 255 if option["ignore_index"] == 2 else option["ignore_index"]
+    logits, labels = data.draw(maps(ignore))
+    logits = logits[:, : len(regions)].clone().requires_grad_()
+    weights = option["class_weights"] and (option["class_weights"][1:] * 2)[: len(regions)]
+    option = option | {"ignore_index": ignore, "include_background": True, "class_weights": weights}
+    got = soft_dice(logits, labels, regions=regions, cross_entropy=share, **option)
+    if ignore is not None and (labels == ignore).all():
+        assert got == 0
+        return
+    entropy = oracles.binary_cross_entropy(logits, labels, regions=regions, class_weights=weights, ignore_index=ignore)
+    wanted = (1 - share) * oracles.soft_dice(logits, labels, regions=regions, **option) + share * entropy
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(torch.autograd.grad(got, logits), torch.autograd.grad(wanted, logits))
+
+
+@given(data=st.data(), option=options, regions=st.one_of(st.none(), regions))
+def test_the_loss_of_each_class_matches_loops(data, option, regions):
+    logits, labels = data.draw(maps(option["ignore_index"]))
+    if regions is not None:
+        logits, option = logits[:, : len(regions)], option | {"include_background": True}
+        if option["ignore_index"] is not None:
+            labels, option["ignore_index"] = torch.where(labels == option["ignore_index"], 255, labels), 255
+    option = option | {"class_weights": None, "regions": regions}
+    got = soft_dice(logits, labels, reduction="none", **option)
+    everything = soft_dice(logits, labels, **option)
+    if option["batch"] and option["ignore_index"] is not None and (labels == option["ignore_index"]).all():
+        assert (got == 0).all()
+        return
+    torch.testing.assert_close(got, oracles.soft_dice(logits, labels, reduction="none", **option))
+    kept = torch.ones_like(labels) if option["ignore_index"] is None else labels != option["ignore_index"]
+    counted = 1 if option["batch"] else kept.any(1).sum().clamp(min=1)
+    torch.testing.assert_close(got.view(-1, got.shape[-1]).mean(1).sum() / counted, everything)
+
+
+def test_regions_of_single_labels_are_theirs():
+    """A region may be given as the label it is made of, and its channel is one class against the rest."""
+    logits, labels = torch.randn(2, 2, 6, 6), torch.randint(3, (2, 6, 6))
+    torch.testing.assert_close(
+        soft_dice(logits, labels, regions=(1, 2)), soft_dice(logits, labels, regions=((1,), [2]))
+    )
+    against = torch.stack([torch.zeros(2, 6, 6), logits[:, 0]], 1)  # sigmoid(x) = softmax of (0, x)
+    wanted = soft_dice(against, (labels == 1).long(), include_background=False)
+    torch.testing.assert_close(soft_dice(logits[:, :1], torch.where(labels == 1, 1, 0), regions=(1,)), wanted)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("squared", [False, True])
+def test_weights_and_regions_agree_with_monai(batch, squared):
+    from monai.losses import DiceLoss
+
+    weights, regions = (0.5, 2.0, 1.0), ((1, 2, 3), (2, 3), (3,))
+    common = {"squared_pred": squared, "batch": batch, "smooth_nr": 1e-5, "smooth_dr": 1e-5, "weight": weights}
+    logits, labels = torch.randn(2, 3, 9, 8), torch.randint(3, (2, 9, 8))
+    mine = {"batch": batch, "squared": squared, "class_weights": weights}
+    peer = DiceLoss(to_onehot_y=True, softmax=True, **common)  # its weighted mean is divided by the number of classes
+    torch.testing.assert_close(soft_dice(logits, labels, **mine), peer(logits, labels[:, None]) * 3 / sum(weights))
+    labels = torch.randint(4, (2, 9, 8))
+    hot = torch.stack([torch.isin(labels, torch.tensor(region)) for region in regions], 1).float()
+    got, peer = soft_dice(logits, labels, regions=regions, **mine), DiceLoss(sigmoid=True, **common)
+    torch.testing.assert_close(got, peer(logits, hot) * 3 / sum(weights))
+    none = DiceLoss(to_onehot_y=True, softmax=True, reduction="none", **{**common, "weight": None})
+    labels = labels.clamp(max=2)
+    got = soft_dice(logits, labels, batch=batch, squared=squared, reduction="none")
+    torch.testing.assert_close(got, none(logits, labels[:, None]).flatten(0 if batch else 1))
+
+
 @pytest.mark.parametrize("smooth", [1e-5, 1.0])
 def test_a_sample_that_is_all_ignored_is_as_if_left_out(smooth):
     """Without pooling over the batch the mean is over samples: two of these three."""
@@ -55,15 +126,21 @@ def test_a_sample_that_is_all_ignored_is_as_if_left_out(smooth):
     torch.testing.assert_close(soft_dice(logits, labels, **options), wanted)
 
 
-@given(data=st.data(), share=st.sampled_from([0.25, 0.5, 1.0]), ignore=st.sampled_from([None, 2]))
-def test_cross_entropy_is_torch_s(data, share, ignore):
+@given(
+    data=st.data(),
+    share=st.sampled_from([0.25, 0.5, 1.0]),
+    ignore=st.sampled_from([None, 2]),
+    weights=st.sampled_from([None, (1.0, 0.125, 3.0)]),
+)
+def test_cross_entropy_is_torch_s(data, share, ignore, weights):
     logits, labels = data.draw(maps(None))
-    got = soft_dice(logits, labels, cross_entropy=share, ignore_index=ignore)
+    got = soft_dice(logits, labels, cross_entropy=share, ignore_index=ignore, class_weights=weights)
     if ignore is not None and (labels == ignore).all():
         assert got == 0
         return
-    entropy = F.cross_entropy(logits, labels, ignore_index=-100 if ignore is None else ignore)
-    dice = soft_dice(logits, labels, ignore_index=ignore)
+    torchs = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    entropy = F.cross_entropy(logits, labels, torchs, ignore_index=-100 if ignore is None else ignore)
+    dice = soft_dice(logits, labels, ignore_index=ignore, class_weights=weights)
     torch.testing.assert_close(got, (1 - share) * dice + share * entropy)
 
 

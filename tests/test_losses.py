@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmgl_losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon
+from mmgl_losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon, halving
 from mmgl_losses.functional import global_contrast, local_supcon, soft_dice
 
 LABELS = torch.randint(3, (2, 16, 16), generator=torch.Generator().manual_seed(1))
@@ -197,6 +197,13 @@ def test_diagnostics_of_dice():
     logits = torch.randn(2, 3, 16, 16)
     classes = loss.diagnose([logits], LABELS).levels[0].classes
     assert sum(classes.values()) / 3 == pytest.approx(soft_dice(logits, LABELS).item(), rel=1e-5)
+    regions = DeepSupervisionDice(weights=(1.0,), regions=((1, 2), 2), class_weights=(1, 3), cross_entropy=0.5)
+    level = regions.diagnose([logits[:, 1:]], LABELS).levels[0]
+    assert level.valid == {0: int((LABELS > 0).sum()), 1: int((LABELS == 2).sum())}
+    for i, region in enumerate(((1, 2), 2)):
+        alone = soft_dice(logits[:, [i + 1]], torch.where(LABELS == 2, 2, LABELS * (i == 0)), regions=(region,))
+        assert level.classes[i] == pytest.approx(alone.item(), rel=1e-5)
+    assert level.loss == pytest.approx(regions([logits[:, 1:]], LABELS).item(), rel=1e-5)
 
 
 def test_formula_that_cannot_be_hashed():
@@ -216,3 +223,14 @@ def test_formula_that_cannot_be_hashed():
             loss(levels) - more, MultiScaleGlobalContrast(weights=(1.0,), formula="decoupled")(levels)
         )
         assert loss.diagnose(levels)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
+def test_halving_is_nnu_nets_schedule(levels):
+    """nnU-Net: 1 / 2^i from fine to coarse, the last one 0, divided by their sum."""
+    weights = [1 / 2**i for i in range(levels)]
+    assert halving(levels) == pytest.approx([w / sum(weights) for w in weights[::-1]])
+    weights[-1] = 0
+    if levels > 1:
+        assert halving(levels, coarsest=False) == pytest.approx([w / sum(weights) for w in weights[::-1]])
+    assert DeepSupervisionDice(weights=halving(levels)).weights == halving(levels)

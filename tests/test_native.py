@@ -21,13 +21,6 @@ built = pytest.mark.skipif(not NATIVE, reason="the native engine was not built h
 FEATURES = (1, 8, 17, 64)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def threads_for_small_problems_too():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_THREADED", 0)
-        yield
-
-
 def points(groups, n, d, dtype=torch.float64):
     return normalize(torch.randn(groups, n, d, dtype=torch.float64), dim=-1).to(dtype)
 

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,32 +58,6 @@ def test_points_are_in_the_order_of_flattened_labels():
     labels = torch.arange(2 * 3 * 4).reshape(2, 3, 4)
     features = torch.stack([labels, -labels], 1).float()
     torch.testing.assert_close(sampling.points(features)[..., 0], labels.flatten(1).float())
-
-
-@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e20, 1e38])
-def test_normalise_at_any_length(scale):
-    x = torch.randn(20, 7, dtype=torch.float64)
-    x = x / x.abs().amax(1, keepdim=True)
-    expected = x / x.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(sampling.normalise((x * scale).float()).double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_normalise_half_precision_does_not_overflow():
-    x = torch.full((1, 64), 3e4, dtype=torch.float16)
-    torch.testing.assert_close(sampling.normalise(x), torch.full((1, 64), 1 / 8))
-
-
-def test_normalise_of_zero_is_zero_with_zero_gradient():
-    x = torch.zeros(2, 3, requires_grad=True)
-    z = sampling.normalise(x)
-    z.sum().backward()
-    assert (z == 0).all()
-    assert (x.grad == 0).all()
-
-
-def test_normalise_gradcheck():
-    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(sampling.normalise, x)
 
 
 @given(

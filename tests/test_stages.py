@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import mmgl_losses
 from mmgl_losses.networks.attach import attach_heads
 from mmgl_losses.networks.heads import GlobalHead, LocalHead
 from mmgl_losses.networks.stages import Stages, discover_stages
@@ -56,29 +57,29 @@ def test_the_printed_report():
         '    "encoder.blocks.1": GlobalHead,\n'
         '    "encoder.bottleneck": GlobalHead,\n'
         "})\n"
+        "loss = MultiScaleGlobalContrast(weights=(0.2, 0.2, 0.6))\n"
         "\n"
         "# local contrast, on the decoder\n"
         "tapped = attach_heads(net, example, {\n"
         '    "decoder.blocks.0": LocalHead,\n'
         '    "decoder.blocks.1": LocalHead,\n'
-        "})"
+        "})\n"
+        "loss = MultiScaleLocalSupCon(weights=(0.25, 0.75))"
     )
 
 
-def test_the_printed_calls_run():
-    net, example = UNet(1, 3, channels=(4, 6, 8)), image()
-    calls = str(discover_stages(net, example)).split("\n\n")[1:]
-    for call in calls:
-        scope = {
-            "attach_heads": attach_heads,
-            "net": net,
-            "example": example,
-            "GlobalHead": GlobalHead,
-            "LocalHead": LocalHead,
-        }
+@pytest.mark.parametrize("channels", [(4, 6), (4, 6, 8), (4, 6, 8, 8), (4, 6, 8, 8, 8)])
+def test_the_printed_calls_run(channels):
+    """The loss has as many weights as the network has heads there."""
+    net, example = UNet(1, 3, channels=channels), image()
+    contrast, local = str(discover_stages(net, example)).split("\n\n")[1:]
+    for call, rest in ((contrast, ()), (local, (torch.randint(3, (2, 32, 32)),))):
+        scope = {**vars(mmgl_losses), "net": net, "example": example}
         exec(call, scope)
-        assert scope["tapped"](example)[1]
-    assert len(calls) == 2
+        _, embeddings = scope["tapped"](example)
+        assert scope["loss"](embeddings, *rest).isfinite()
+        assert sum(scope["loss"].weights) == pytest.approx(1)
+        scope["tapped"].close()
 
 
 def test_an_encoder_alone():
@@ -395,5 +396,5 @@ def test_what_cannot_be_drawn(monkeypatch):
         Stages((), (), ()).plot()
     stages = discover_stages(UNet(1, 3, channels=(4, 6, 8)), image())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "mmgl-losses\[examples\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "mmgl-losses\[plot\]"'):
         stages.plot()

@@ -48,6 +48,7 @@ def test_our_losses_keep_every_law(kind):
         ("local", {"formula": "supcon_in", "pairs": "batch", "background": "ignore"}),
         ("segmentation", {"cross_entropy": 0.5, "include_background": False}),
         ("segmentation", {"squared": True, "batch": False}),
+        ("segmentation", {"class_weights": (1.0, 1.0, 1.0)}),
     ],
 )
 def test_their_options(kind, options):

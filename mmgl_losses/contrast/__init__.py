@@ -1,35 +1,21 @@
 """The primitive of every contrastive loss here: log-sum-exp over positive and over negative pairs."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict, Unpack
 
 from mmgl_losses.contrast import arguments, operation
 from mmgl_losses.contrast.arguments import check_ids as check_ids
 from mmgl_losses.contrast.arguments import check_temperature as check_temperature
 from mmgl_losses.contrast.arguments import pose as pose
 from mmgl_losses.contrast.arguments import select as select
+from mmgl_losses.contrast.arguments import widened as widened
+from mmgl_losses.contrast.engines import Impl as Impl
 from mmgl_losses.contrast.engines import check_impl as check_impl
 from mmgl_losses.contrast.problem import Problem
 
 __all__ = ["PairLogSumExp", "PairTerms", "pair_logsumexp", "pair_terms"]
-
-
-class PairOptions(TypedDict, total=False):
-    """The optional arguments of the primitive; see `pair_logsumexp`."""
-
-    keys: Tensor | None
-    key_ids: Tensor | None
-    self_index: Tensor | None
-    anchor_mask: Tensor | None
-    key_mask: Tensor | None
-    key_log_weights: Tensor | None
-    tolerance: float | None
-    bound: float | None
-    impl: str
-    precision: torch.dtype | None
 
 
 class PairLogSumExp(NamedTuple):
@@ -68,7 +54,7 @@ def pair_logsumexp(
     key_log_weights: Tensor | None = None,
     tolerance: float | None = None,
     bound: float | None = None,
-    impl: str = "auto",
+    impl: Impl = "auto",
     precision: torch.dtype | None = None,
 ) -> PairLogSumExp:
     r"""Log-sum-exp of each anchor's logits, over the keys of its own id and over the others.
@@ -145,7 +131,16 @@ def pair_terms(
     ids: Tensor,
     *,
     temperature: float | Tensor,
-    **options: Unpack[PairOptions],
+    keys: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    self_index: Tensor | None = None,
+    anchor_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    key_log_weights: Tensor | None = None,
+    tolerance: float | None = None,
+    bound: float | None = None,
+    impl: Impl = "auto",
+    precision: torch.dtype | None = None,
 ) -> PairTerms:
     r"""All that a formula needs of each anchor: `pair_logsumexp` and two numbers that need no pairs.
 
@@ -158,7 +153,16 @@ def pair_terms(
         anchors: (*groups, N, D), floating point.
         ids: (*groups, N), of any real type.
         temperature: positive float, or a 0-d tensor.
-        **options: as in `pair_logsumexp`.
+        keys: this and all below as in `pair_logsumexp`.
+        key_ids: with `keys`.
+        self_index: which key is the anchor itself.
+        anchor_mask: anchors that count.
+        key_mask: keys that count.
+        key_log_weights: log w.
+        tolerance: of positives.
+        bound: on ``|anchor · key|``.
+        impl: the engine.
+        precision: of ``"fused"``.
 
     Returns:
         `PairTerms`, each (*groups, N).
@@ -167,14 +171,29 @@ def pair_terms(
         >>> pair_terms(torch.eye(3), torch.tensor([0, 0, 1]), temperature=0.5).self_logit
         tensor([2., 2., 2.])
     """
-    impl = options.get("impl", "auto")
-    given: dict[str, Any] = {**dict.fromkeys(PairOptions.__annotations__), **options, "impl": impl}
-    problem, shape = arguments.problem(anchors, ids, temperature=temperature, **given)
+    problem, shape = arguments.problem(
+        anchors,
+        ids,
+        temperature=temperature,
+        keys=keys,
+        key_ids=key_ids,
+        self_index=self_index,
+        anchor_mask=anchor_mask,
+        key_mask=key_mask,
+        key_log_weights=key_log_weights,
+        tolerance=tolerance,
+        bound=bound,
+        impl=impl,
+        precision=precision,
+    )
     return PairTerms(*(x.view(shape) for x in terms(problem, impl)))
 
 
 def terms(problem: Problem, impl: str) -> PairTerms:
     """The terms (G, N) of a problem that is checked."""
     positives, negatives, total, *counts = operation.contrast(problem, impl)
-    itself = (problem.anchors * problem.anchors).sum(-1)
-    return PairTerms(positives, negatives, total, itself if problem.scale == 1.0 else itself * problem.scale, *counts)
+    if problem.unit:  # a constant, but 0 of a zero vector, as its sum is, which has the graph
+        itself = total.masked_fill(problem.anchors.abs().amax(-1) > 0, problem.scale)
+    else:
+        itself = (problem.anchors * problem.anchors).sum(-1) * problem.scale
+    return PairTerms(positives, negatives, total, itself, *counts)

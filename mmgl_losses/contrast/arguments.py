@@ -10,6 +10,7 @@ from mmgl_losses import checks
 from mmgl_losses.checks import message
 from mmgl_losses.contrast import engines
 from mmgl_losses.contrast.problem import Problem
+from mmgl_losses.contrast.unit import normalise
 
 
 def problem(
@@ -61,21 +62,29 @@ def pose(
     key_mask: Tensor | None = None,
     key_log_weights: Tensor | None = None,
     tolerance: float | None = None,
+    unit: bool = False,
 ) -> Problem:
-    """The problem of tensors that are checked: anchors (G, N, D) and keys (G, M, D) wide, rows without part zero."""
+    """The problem of tensors that are checked: anchors (G, N, D) and keys (G, M, D) wide, rows without part zero.
+
+    With `unit` it is that of their unit vectors.
+    """
     ids, key_ids = _comparable(ids, key_ids, tolerance)
-    # A division of tensors: nothing waits for a temperature on a device, and one that changes stays a symbol.
-    limit = None if bound is None else (torch.full((), bound, dtype=anchors.dtype) / temperature).detach()
-    scale = 1.0
+    limit, scale = None, 1.0
     if isinstance(temperature, Tensor) or torch.compiler.is_compiling():
         # Outside of the operation it gets its gradient, or may be a symbol that changes without compiling anew.
         root = temperature**-0.5
+        if unit:
+            anchors, keys, unit = normalise(anchors), None if keys is None else normalise(keys), False
         anchors, keys = anchors * root, None if keys is None else keys * root
+        if bound is not None:  # a division of tensors: nothing waits for a temperature on a device
+            limit = (torch.full((), bound, dtype=anchors.dtype) / temperature).detach()
     else:
         scale = 1 / temperature
+        if bound is not None:
+            limit = torch.full((), bound / temperature, dtype=anchors.dtype)
     return Problem(
         anchors, keys, ids, key_ids, self_index, anchor_mask, key_mask, key_log_weights,
-        limit, scale, tolerance, precision,
+        limit, scale, tolerance, unit, precision,
     )  # fmt: skip
 
 

@@ -1,9 +1,12 @@
 """The table of engines: a row makes one known, to ``impl=`` and, if it says so, to ``impl="auto"``."""
 
+from typing import Literal
+
 from mmgl_losses import checks
 from mmgl_losses.contrast import fused, native, reference, tiled
 from mmgl_losses.contrast.problem import Engine, Problem
 
+Impl = Literal["auto", "native", "reference", "fused", "tiled"]  # for editors and type checkers
 # "auto" takes the first that suits, so the last has to suit always.
 ENGINES: dict[str, Engine] = {"native": native, "reference": reference, "fused": fused, "tiled": tiled}
 

@@ -9,7 +9,9 @@ the reference there, where that suits.
 """
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -20,11 +22,12 @@ from mmgl_losses import checks
 from mmgl_losses.contrast import reference
 from mmgl_losses.contrast.engines import engine
 from mmgl_losses.contrast.problem import TENSORS, Gradients, Problem, Results, Upstream
+from mmgl_losses.contrast.unit import through, unit
 
 _FIELDS = (
     "Tensor anchors, Tensor? keys, Tensor ids, Tensor? key_ids, Tensor? self_index, Tensor? anchor_mask, "
-    "Tensor? key_mask, Tensor? key_log_weights, Tensor? limit, float scale, float? tolerance, ScalarType precision, "
-    "str impl"
+    "Tensor? key_mask, Tensor? key_log_weights, Tensor? limit, float scale, float? tolerance, bool unit, "
+    "ScalarType precision, str impl"
 )
 _RESULTS = "Tensor positives, Tensor negatives, Tensor n_positives, Tensor n_negatives"
 _UPSTREAM = "Tensor? grad_positives, Tensor? grad_negatives, Tensor? grad_sum, bool needs_anchors, bool needs_keys"
@@ -32,13 +35,15 @@ _UPSTREAM = "Tensor? grad_positives, Tensor? grad_negatives, Tensor? grad_sum, b
 
 def contrast(problem: Problem, impl: str) -> Results:
     """The results of a problem, in the order of its anchors, by the engine `impl`."""
-    arguments = (*problem.values(), impl)
     plain = type(problem.anchors) is Tensor or type(problem.anchors) is nn.Parameter
     if torch.compiler.is_compiling() or not plain:  # fake tensors come without the compiler too
-        return Results(*_operator(*arguments))
-    if forward_ad._current_level >= 0 and _differentiable(impl, problem):
+        return Results(*_operator(*problem.normalised().values(), impl))
+    forward_mode = forward_ad._current_level >= 0
+    if forward_mode or not engine(impl, problem).NORMALISES:
+        problem = problem.normalised()  # a step of its own, which saves the unit vectors for its gradient
+    if forward_mode and _differentiable(impl, problem):
         return reference.forward(problem) if problem.pairs else Results.nothing(problem)
-    return Results(*_Contrast.apply(*arguments))  # pyright: ignore[reportGeneralTypeIssues]
+    return Results(*_Contrast.apply(*problem.values(), impl))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _differentiable(impl: str, problem: Problem) -> bool:
@@ -65,18 +70,32 @@ def _backward(*arguments: Any) -> Gradients:
         # A sum of nothing keeps the graph, for derivatives of this gradient.
         first, second = (torch.zeros_like(x) + x.flatten()[:0].sum() if x is not None and n else None for x, n in sides)
         return first, second
-    empty = [number == 0 for number in results[2:]]
-    upstream = Upstream(
-        [lse.masked_fill(none, torch.inf) for lse, none in zip(results[:2], empty, strict=True)],
-        # `masked_fill` keeps any gradient, even NaN, away from rows that have no such pairs.
-        [
-            torch.zeros_like(lse) if grad is None else grad.masked_fill(none, 0.0)
-            for lse, grad, none in zip(results[:2], grads, empty, strict=False)
-        ],
-        None if grads[2] is None else grads[2].masked_fill(empty[0], 0.0),
-    )
+    upstream = _upstream(results, grads)
+    solver = engine(impl, problem)
     with _full_precision(problem):
-        return engine(impl, problem).backward(problem, upstream, needed)
+        if solver.NORMALISES or not problem.unit:
+            return solver.backward(problem, upstream, needed)
+        # Where derivatives of a gradient are wanted, and the reference takes over from an engine that normalises.
+        sides = [None if x is None else unit(x) for x in (problem.anchors, problem.keys)]
+        z, k = (None if side is None else side[0] for side in sides)
+        found = solver.backward(replace(problem, anchors=z, keys=k, unit=False), upstream, needed)
+        first, second = (
+            None if side is None or gradient is None else through(*side, gradient)
+            for side, gradient in zip(sides, found, strict=True)
+        )
+        return first, second
+
+
+def _upstream(results: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Upstream:
+    """The gradients of the results, kept away, even NaN, from rows that have no such pairs."""
+    lse, empty = results[:2], [number == 0 for number in results[2:]]
+    gradients = [torch.zeros_like(x) if grad is None else grad for x, grad in zip(lse, grads, strict=False)]
+    total = grads[2]
+    if not all(checks.readable(none) and not none.any() for none in empty):
+        lse = [x.masked_fill(none, torch.inf) for x, none in zip(lse, empty, strict=True)]
+        gradients = [x.masked_fill(none, 0.0) for x, none in zip(gradients, empty, strict=True)]
+        total = None if total is None else total.masked_fill(empty[0], 0.0)
+    return Upstream(lse, gradients, total)
 
 
 def _parts(arguments: Any) -> tuple[Any, str, Any, Any, tuple[bool, bool]]:

@@ -1,20 +1,22 @@
 """What every engine is given and what it gives back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from mmgl_losses.contrast.unit import normalise
 
 
 @dataclass(frozen=True)
 class Problem:
     """Contrast of N anchors with M keys, in G independent groups.
 
-    The logit of anchor i and key j is ``scale * anchors[g, i] @ keys[g, j]``. The keys of the anchor's id are its
-    positives, the keys of other ids its negatives; its own key is neither. A row that takes no part is zeros: whoever
-    makes a problem has selected the rows, so that NaN in the others cannot spread.
+    The logit of anchor i and key j is ``scale * anchors[g, i] @ keys[g, j]``, or that of their unit vectors. The keys
+    of the anchor's id are its positives, the keys of other ids its negatives; its own key is neither. A row that takes
+    no part is zeros: whoever makes a problem has selected the rows, so that NaN in the others cannot spread.
     """
 
     anchors: Tensor  #: (G, N, D), float32 or float64
@@ -28,11 +30,19 @@ class Problem:
     limit: Tensor | None  #: 0-d: no logit is larger in magnitude, weights aside; None: nothing is known
     scale: float
     tolerance: float | None  #: positives are the keys with ids at most this far away; None: equal ids
+    unit: bool  #: anchors and keys stand for their unit vectors; see `normalised`
     precision: torch.dtype  #: in which an engine may round features to multiply them
 
     def values(self) -> tuple[Any, ...]:
         """All fields in order, as the operation takes them."""
         return tuple(getattr(self, name) for name in NAMES)
+
+    def normalised(self) -> "Problem":
+        """The same of the unit vectors themselves."""
+        if not self.unit:
+            return self
+        keys = None if self.keys is None else normalise(self.keys)
+        return replace(self, anchors=normalise(self.anchors), keys=keys, unit=False)
 
     @property
     def own(self) -> bool:
@@ -109,11 +119,13 @@ Gradients = tuple[Tensor | None, Tensor | None]  # of the anchors and of the key
 
 
 class Engine(Protocol):
-    """One way to solve a `Problem`: a module or an object with these four functions.
+    """One way to solve a `Problem`: a module or an object with these four functions and a constant.
 
     Each sees plain tensors, outside of autograd, autocast and the compiler, and a problem of at least one pair. A row
     of `engines.ENGINES` makes it known.
     """
+
+    NORMALISES: bool  #: it takes problems with `unit`; others are given the unit vectors
 
     def refuses(self, problem: Problem) -> str | None:
         """The whole message of why this problem cannot be solved here; None if it can."""

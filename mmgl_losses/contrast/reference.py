@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
 
+NORMALISES: bool = False
 # Where the rows are few, time goes to starting operations, and this engine starts the fewest.
 FEW_PAIRS = 1 << 15
 FEW_ROWS, PAIRS = 256, 1 << 20

@@ -1,6 +1,8 @@
 """Deep supervision: soft Dice, without one-hot targets and without resizing anything but by indexing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +12,16 @@ from mmgl_losses import checks
 from mmgl_losses.checks import message
 from mmgl_losses.distributed import total, world
 from mmgl_losses.losses.diagnostics import Diagnostics, LevelDiagnostics
-from mmgl_losses.losses.levels import Levels, MultiScale, Weights, check_labels, settle, weighted_sum
+from mmgl_losses.losses.levels import Levels, MultiScale, Reduction, Weights, check_labels, settle, weighted_sum
+from mmgl_losses.losses.overlap import (
+    Regions,
+    Sums,
+    check_class_weights,
+    check_regions,
+    labels_of,
+    of_classes,
+    of_regions,
+)
 from mmgl_losses.sampling import resample
 
 
@@ -19,12 +30,19 @@ class DiceOptions:
     """The options of soft Dice, which `soft_dice` describes. They are checked here and nowhere else."""
 
     include_background: bool = True
+    regions: Regions | None = None
+    class_weights: Sequence[float] | None = None
     batch: bool = True
     squared: bool = False
     smooth: float = 1e-5
     ignore_index: int | None = None
     cross_entropy: float = 0.0
     gather: bool = False
+
+    @property
+    def first(self) -> int:
+        """The first channel that counts."""
+        return 0 if self.include_background else 1
 
     def __post_init__(self) -> None:
         for name in ("include_background", "batch", "squared", "gather"):
@@ -33,6 +51,13 @@ class DiceOptions:
         settle(self, cross_entropy=checks.number("cross_entropy", self.cross_entropy, least=0.0, most=1.0))
         if self.ignore_index is not None:
             settle(self, ignore_index=checks.integer("ignore_index", self.ignore_index))
+        if self.class_weights is not None:
+            settle(self, class_weights=check_class_weights(self.class_weights))
+        if self.regions is not None:
+            settle(self, regions=check_regions(self.regions, self.ignore_index))
+            if not self.include_background:
+                cure = "No region is the background: leave `include_background` out."
+                raise ValueError(message("include_background=True with `regions`", False, cure))
 
 
 def soft_dice(
@@ -40,12 +65,15 @@ def soft_dice(
     labels: Tensor,
     *,
     include_background: bool = True,
+    regions: Regions | None = None,
+    class_weights: Sequence[float] | None = None,
     batch: bool = True,
     squared: bool = False,
     smooth: float = 1e-5,
     ignore_index: int | None = None,
     cross_entropy: float = 0.0,
     gather: bool = False,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One minus the mean soft Dice coefficient of the classes.
 
@@ -64,10 +92,15 @@ def soft_dice(
     1 once it is not; pooling over the batch makes such classes rare.
 
     Args:
-        logits: (B, C, *spatial), C at least 2.
+        logits: (B, C, *spatial), C at least 2; with `regions`, one channel for each.
         labels: (B, *spatial) at any size: each point of the logits takes the label at its own place.
         include_background: count class 0 too. Without it, one class can flood the background unpunished in its
             own sums, and training gets stuck.
+        regions: the labels that make up each region, such as ``((1, 2, 3), (2, 3), (3,))``, for regions that overlap
+            (BraTS; nnU-Net's region-based training). Each channel is then a region by itself, with p its sigmoid and
+            cross-entropy the binary one; a label in none is background. ``((1,),)`` is one structure in one channel.
+        class_weights: one number of at least 0 for each channel: the mean over the classes is weighted, and so is
+            cross-entropy, as by ``F.cross_entropy(weight=)``.
         batch: pool the sums over the batch, instead of a coefficient for each sample.
         squared: squared probabilities in the denominator.
         smooth: eps, at least 0.
@@ -75,13 +108,15 @@ def soft_dice(
         cross_entropy: the share c of cross-entropy in the loss, ``(1 - c) · Dice + c · CE``.
         gather: over all processes, with the exact gradient (see `mmgl_losses.distributed`): with `batch` the sums of
             each class are pooled before the ratio, otherwise the mean over samples is that over all of them.
+        reduction: ``"none"`` returns what the mean is of, without `class_weights`, `cross_entropy` and `gather`.
 
     Returns:
         Scalar, in [0, 1] without cross-entropy; a zero with a graph where all points are ignored. With `gather`, the
-        mean of it over the processes is the loss of all of them.
+        mean of it over the processes is the loss of all of them. With ``reduction="none"``, one for each class that
+        counts, (C,), or (B, C) without `batch`: 0 for a sample whose points are all ignored.
 
     Raises:
-        TypeError: labels that are not integers, logits that are not floating point.
+        TypeError: logits or labels of a wrong type.
         ValueError: shapes that do not fit, fewer than two channels, a label that is no class, a bad option.
 
     Example:
@@ -90,10 +125,18 @@ def soft_dice(
         tensor(0.)
     """
     options = DiceOptions(
-        include_background=include_background, batch=batch, squared=squared, smooth=smooth,
-        ignore_index=ignore_index, cross_entropy=cross_entropy, gather=gather,
+        include_background=include_background, regions=regions, class_weights=class_weights, batch=batch,
+        squared=squared, smooth=smooth, ignore_index=ignore_index, cross_entropy=cross_entropy, gather=gather,
     )  # fmt: skip
-    return _losses({"logits": logits}, labels, options)[0]
+    checks.one_of("reduction", reduction, get_args(Reduction))
+    levels = _checked({"logits": logits}, labels, options)
+    if reduction == "mean":
+        return _loss(*levels[0], options)
+    for name in ("class_weights", "cross_entropy", "gather"):
+        if getattr(options, name):
+            raise ValueError(message("a mean of the losses, reduction='mean'", f"reduction='none' with `{name}`"))
+    losses = _coefficients(_sums(*levels[0], options), options)[0]
+    return losses.squeeze(0) if batch else losses
 
 
 class DeepSupervisionDice(MultiScale):
@@ -108,6 +151,8 @@ class DeepSupervisionDice(MultiScale):
         weights: one for each level, coarse to fine; or a mapping from the levels' names. Default: the portfolio
             that was best in the paper at the fewest labels.
         include_background: count class 0 too.
+        regions: the labels that make up each region, for regions that overlap; one channel, a sigmoid, for each.
+        class_weights: one number for each channel, for the means over the classes.
         batch: pool the sums over the batch.
         squared: squared probabilities in the denominator.
         smooth: added to numerator and denominator.
@@ -132,6 +177,8 @@ class DeepSupervisionDice(MultiScale):
         *,
         weights: Weights = (0.2, 0.3, 0.5),
         include_background: bool = True,
+        regions: Regions | None = None,
+        class_weights: Sequence[float] | None = None,
         batch: bool = True,
         squared: bool = False,
         smooth: float = 1e-5,
@@ -140,8 +187,8 @@ class DeepSupervisionDice(MultiScale):
         gather: bool = False,
     ) -> None:
         options = DiceOptions(
-            include_background=include_background, batch=batch, squared=squared, smooth=smooth,
-            ignore_index=ignore_index, cross_entropy=cross_entropy, gather=gather,
+            include_background=include_background, regions=regions, class_weights=class_weights, batch=batch,
+            squared=squared, smooth=smooth, ignore_index=ignore_index, cross_entropy=cross_entropy, gather=gather,
         )  # fmt: skip
         super().__init__(weights, options)
 
@@ -157,7 +204,13 @@ class DeepSupervisionDice(MultiScale):
             Scalar.
         """
         levels, weights = self.levels("logits", logits)
-        return weighted_sum(_losses(levels, labels, self.options), weights)
+        return weighted_sum(torch.stack(_losses(levels, labels, self.options)), weights)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, logits: Levels, labels: Tensor) -> Tensor:
+            """As `forward`."""
+            ...
 
     def diagnose(self, logits: Levels, labels: Tensor) -> Diagnostics:
         """Soft Dice of each class at each level, and which classes the batch lacks."""
@@ -174,94 +227,124 @@ class DeepSupervisionDice(MultiScale):
 
 
 def _losses(levels: dict[str, Tensor], labels: Tensor, options: DiceOptions) -> list[Tensor]:
-    """The loss of each level; what the labels hold is looked at once for all of them."""
+    """The loss of each level."""
+    return [_loss(logits, y, options) for logits, y in _checked(levels, labels, options)]
+
+
+def _checked(levels: dict[str, Tensor], labels: Tensor, options: DiceOptions) -> list[tuple[Tensor, Tensor]]:
+    """Logits and labels of each level; what the labels hold is looked at once for all of them."""
     pairs, seen = [], set()
     for name, level in levels.items():
-        logits = checks.feature_map(name, level)
-        y = check_labels(labels, logits, name)
+        y = check_labels(labels, logits := checks.feature_map(name, level), name)
         if logits.shape[1] not in seen:
-            _check_classes(y, logits.shape[1], options.ignore_index)
+            _check_channels(name, logits.shape[1], options)
+            _check_classes(y, logits.shape[1], options)
             seen.add(logits.shape[1])
         pairs.append((logits, y))
-    return [_loss(logits, y, options) for logits, y in pairs]
+    return pairs
 
 
 def _loss(logits: Tensor, labels: Tensor, options: DiceOptions) -> Tensor:
-    classes, gather = logits.shape[1], options.gather
+    sums, gather, share = _sums(logits, labels, options), options.gather, options.cross_entropy
+    ones, counted = _coefficients(sums, options)
+    losses, weights = ones.mean(1).sum(), _vector(options.class_weights, ones)
+    if weights is not None:
+        weights = weights[options.first :]
+        losses = (ones * weights).sum() / weights.sum()
+    samples = counted.sum()
+    if gather and not options.batch:
+        losses, samples = losses * world(), total(samples)
+    loss = losses / samples.clamp(min=1)
+    if sums.likelihood is not None and sums.points is not None:
+        likelihood, points = sums.likelihood, sums.points
+        likelihood, points = (likelihood * world(), total(points)) if gather else (likelihood, points)
+        loss = (1 - share) * loss - share * likelihood / points.masked_fill(points == 0, 1)
+    return loss
+
+
+def _coefficients(sums: Sums, options: DiceOptions) -> tuple[Tensor, Tensor]:
+    """One minus the coefficient of each class, (S, C), and which of the S samples count: one, pooled, with `batch`."""
+    both, counted = torch.stack([2 * sums.hit, sums.predicted + sums.true]), sums.counted
+    if options.batch:
+        both, counted = both.sum(1, keepdim=True), counted.any(0, keepdim=True)
+        if options.gather:
+            both, counted = total(both), total(counted.long()) > 0
+    numerator, denominator = (both + options.smooth)[..., options.first :]
+    empty = denominator == 0
+    dice = torch.where(empty, 1.0, numerator / torch.where(empty, 1.0, denominator))
+    return (1 - dice).masked_fill(~counted[:, None], 0.0), counted
+
+
+def _sums(logits: Tensor, labels: Tensor, options: DiceOptions) -> Sums:
+    """A level as sums; points of `ignore_index` are taken out before anything is computed."""
     wide = (logits if logits.dtype == torch.float64 else logits.float()).flatten(2)
     y = resample(labels, logits.shape[2:]).flatten(1)
     keep = None if options.ignore_index is None else y != options.ignore_index
     if keep is not None:
         wide, y = torch.where(keep[:, None], wide, 0.0), torch.where(keep, y, 0)
-    log_p = wide.log_softmax(1) if options.cross_entropy else None
-    p = wide.softmax(1) if log_p is None else log_p.exp()
-
-    def kept(values: Tensor) -> Tensor:
-        return values if keep is None else values * keep.view(len(y), *[1] * (values.ndim - 2), y.shape[1])
-
-    def by_class(values: Tensor) -> Tensor:
-        return values.new_zeros(len(y), classes).scatter_add(1, y, kept(values))
-
-    hit, true = by_class(p.gather(1, y[:, None]).squeeze(1)), by_class(torch.ones_like(wide[:, 0]))
-    predicted = kept(p.square() if options.squared else p).sum(2)
-    sums, counted = torch.stack([2 * hit, predicted + true]), true.sum(1) > 0
-    if options.batch:
-        sums, counted = sums.sum(1, keepdim=True), counted.any(0, keepdim=True)
-        sums, counted = (total(sums), total(counted.long()) > 0) if gather else (sums, counted)
-    numerator, denominator = (sums + options.smooth)[..., 0 if options.include_background else 1 :]
-    empty = denominator == 0
-    dice = torch.where(empty, 1.0, numerator / torch.where(empty, 1.0, denominator)).mean(1)
-    losses, samples = torch.where(counted, 1 - dice, 0.0).sum(), counted.sum()
-    if gather and not options.batch:
-        losses, samples = losses * world(), total(samples)
-    loss = losses / samples.clamp(min=1)
-    if log_p is not None:
-        points = y.new_tensor(y.numel()) if keep is None else keep.sum()
-        likelihood = kept(log_p.gather(1, y[:, None]).squeeze(1)).sum()
-        likelihood, points = (likelihood * world(), total(points)) if gather else (likelihood, points)
-        share = options.cross_entropy
-        loss = (1 - share) * loss - share * likelihood / points.clamp(min=1)
-    return loss
+    weights = _vector(options.class_weights, wide) if options.cross_entropy else None
+    wanted = {"squared": options.squared, "entropy": options.cross_entropy > 0, "weights": weights}
+    if options.regions is None:
+        return of_classes(wide, y, keep, **wanted)
+    return of_regions(wide, y, keep, [labels_of(region) for region in options.regions], **wanted)
 
 
-def _check_classes(labels: Tensor, classes: int, ignore_index: int | None) -> None:
+def _vector(weights: Sequence[float] | None, like: Tensor) -> Tensor | None:
+    """Weights (C,) beside `like`; a copy of them would wait for the device."""
+    return None if weights is None else torch.stack([like.new_full((), weight) for weight in weights])
+
+
+def _check_channels(name: str, channels: int, options: DiceOptions) -> None:
+    """As many channels as the options speak of, of which some count."""
+    if options.regions is not None and channels != len(options.regions):
+        raise ValueError(message(f"`{name}` of {len(options.regions)} channels, one for each of `regions`", channels))
+    if options.regions is None and channels < 2:
+        cure = "For one foreground structure use two channels, background and foreground, or `regions=((1,),)`."
+        raise ValueError(message("logits of at least 2 channels", channels, cure))
+    if options.class_weights is not None:
+        if channels != len(options.class_weights):
+            expected = f"`{name}` of {len(options.class_weights)} channels, one for each of `class_weights`"
+            raise ValueError(message(expected, channels))
+        if not any(options.class_weights[options.first :]):
+            raise ValueError(message("one of `class_weights` above 0 beside the background's", options.class_weights))
+
+
+def _check_classes(labels: Tensor, channels: int, options: DiceOptions) -> None:
     """Every label is a class or `ignore_index`; the values are read on the CPU only, where that costs no wait."""
-    if classes < 2:
-        cure = "For one foreground structure use two channels, background and foreground."
-        raise ValueError(message("logits of at least 2 channels", classes, cure))
     if not checks.readable(labels):
         return
-    wrong = (labels < 0) | (labels >= classes)
-    if ignore_index is not None:
-        wrong &= labels != ignore_index
+    if options.regions is None:
+        wrong, known = (labels < 0) | (labels >= channels), f"0 ... {channels - 1}"
+    else:  # what is in no region is background, but for what usually marks points without a label
+        unlabelled = not any(255 in labels_of(region) for region in options.regions)
+        wrong, known = (labels < 0) | ((labels == 255) & unlabelled), "0 ... 254, or in one of `regions`"
+    if options.ignore_index is not None:
+        wrong &= labels != options.ignore_index
     if wrong.any():
         values = labels[wrong].unique()[:5].tolist()
-        cure = "Pass `ignore_index` for a label that is to be left out." if ignore_index is None else ""
-        raise ValueError(message(f"`labels` in 0 ... {classes - 1}", values, cure))
+        cure = "" if options.ignore_index is not None else "Pass `ignore_index` for a label that is to be left out."
+        raise ValueError(message(f"`labels` in {known}", values, cure))
 
 
 def _diagnosed(
     name: str, logits: Tensor, weight: float, loss: Tensor, labels: Tensor, options: DiceOptions
 ) -> LevelDiagnostics:
-    ignored, log_p, classes = options.ignore_index, logits.float().log_softmax(1), {}
-    alone = replace(options, include_background=False, cross_entropy=0.0, ignore_index=-1)
-    for kind in range(0 if options.include_background else 1, logits.shape[1]):
-        # The class against the rest, as two channels: its own coefficient is the foreground's.
-        one = log_p[:, kind : kind + 1]
-        rest = torch.cat([log_p[:, :kind], log_p[:, kind + 1 :]], 1).logsumexp(1, keepdim=True)
-        binary = (labels == kind).long()
-        if ignored is not None:
-            binary = torch.where(labels == ignored, -1, binary)
-        classes[kind] = _loss(torch.cat([rest, one], 1), binary, alone).item()
-    present, counts = labels[labels != ignored].unique(return_counts=True)
+    alone = replace(options, class_weights=None, cross_entropy=0.0)
+    ones, counted = _coefficients(_sums(logits, labels, alone), alone)
+    classes = ones.sum(0) / counted.sum().clamp(min=1)
+    present, counts = labels[labels != options.ignore_index].unique(return_counts=True)
+    valid = dict(zip(present.tolist(), counts.tolist(), strict=True))
+    if options.regions is not None:
+        regions = map(labels_of, options.regions)
+        valid = {i: sum(valid.get(label, 0) for label in region) for i, region in enumerate(regions)}
     return LevelDiagnostics(
         name=name,
         weight=weight,
         loss=loss.item(),
         floor=0.0,
         chance=_loss(torch.zeros_like(logits), labels, options).item(),
-        valid=dict(zip(present.tolist(), counts.tolist(), strict=True)),
+        valid=valid,
         positives=0.0,
-        classes=classes,
+        classes=dict(enumerate(classes.tolist(), start=options.first)),
         not_finite=int((~logits.isfinite()).any(1).sum()),
     )

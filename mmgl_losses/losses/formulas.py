@@ -5,7 +5,7 @@ and one row in a table; what it is called there is what ``formula=`` takes.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ def mmgl_local(terms: PairTerms) -> Tensor:
     return (terms.negative_lse - terms.positive_lse) / terms.n_positives
 
 
+# The names again, for editors and type checkers.
+GlobalFormula = Literal["nt_xent", "decoupled", "mmgl"]
+LocalFormula = Literal["supcon", "supcon_in", "mmgl"]
 GLOBAL_FORMULAS: dict[str, Formula] = {"nt_xent": supcon, "decoupled": decoupled, "mmgl": mmgl_global}
 LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, "mmgl": mmgl_local}
 
@@ -96,10 +99,15 @@ def group_means(terms: PairTerms, formula: Formula, *, gather: bool = False) -> 
         gather: the same groups have anchors in every process: ``world * local sum / global count``.
     """
     valid = valid_anchors(terms, formula)
-    invalid = ~valid
-    losses = formula(PairTerms(*(term.masked_fill(invalid, fill) for term, fill in zip(terms, HARMLESS, strict=True))))
-    _check_losses(losses, valid)
-    sums, count = losses.masked_fill(invalid, 0.0).sum(-1), valid.sum(-1)
+    if checks.readable(valid) and valid.all():  # the usual case, in fewer operations
+        losses = formula(terms)
+        _check_losses(losses, valid)
+        sums, count = losses.sum(-1), torch.full(valid.shape[:-1], valid.shape[-1])
+    else:
+        invalid = ~valid
+        losses = formula(PairTerms(*(x.masked_fill(invalid, fill) for x, fill in zip(terms, HARMLESS, strict=True))))
+        _check_losses(losses, valid)
+        sums, count = losses.masked_fill(invalid, 0.0).sum(-1), valid.sum(-1)
     if gather:
         sums, count = sums * world(), total(count)
     return sums / count.clamp(min=1), count

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,16 @@ from mmgl_losses import checks, contrast, distributed
 from mmgl_losses.checks import message
 from mmgl_losses.contrast import PairTerms
 from mmgl_losses.losses import diagnostics
-from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, check_formula, group_means, resolve
-from mmgl_losses.losses.levels import Levels, MultiScale, Weights, as_tensor, check_fixed_temperature, settle
-from mmgl_losses.sampling import normalise
+from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, GlobalFormula, check_formula, group_means, resolve
+from mmgl_losses.losses.levels import (
+    Levels,
+    MultiScale,
+    Weights,
+    as_tensor,
+    check_fixed_temperature,
+    settle,
+    weighted_sum,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +31,9 @@ class GlobalOptions:
     """The options of the global loss, which `global_contrast` describes. They are checked here and nowhere else."""
 
     temperature: float | Tensor = 0.07
-    formula: str | Formula = "nt_xent"
+    formula: GlobalFormula | Formula = "nt_xent"
     tolerance: float | None = None
-    impl: str = "auto"
+    impl: contrast.Impl = "auto"
     gather: bool = False
 
     def __post_init__(self) -> None:
@@ -44,9 +52,9 @@ def global_contrast(
     keys: Tensor | None = None,
     key_instances: Tensor | None = None,
     temperature: float | Tensor = 0.07,
-    formula: str | Formula = "nt_xent",
+    formula: GlobalFormula | Formula = "nt_xent",
     tolerance: float | None = None,
-    impl: str = "auto",
+    impl: contrast.Impl = "auto",
     gather: bool = False,
 ) -> Tensor:
     r"""Contrast of whole images: augmentations of one image attract, those of other images repel.
@@ -130,9 +138,9 @@ class MultiScaleGlobalContrast(MultiScale):
         *,
         temperature: float = 0.07,
         weights: Weights = (0.2, 0.2, 0.6),
-        formula: str | Formula = "nt_xent",
+        formula: GlobalFormula | Formula = "nt_xent",
         tolerance: float | None = None,
-        impl: str = "auto",
+        impl: contrast.Impl = "auto",
         gather: bool = False,
     ) -> None:
         check_fixed_temperature(temperature)
@@ -162,7 +170,20 @@ class MultiScaleGlobalContrast(MultiScale):
         levels, weights = self.levels("embeddings", embeddings)
         others = None if keys is None else self.levels("keys", keys)[0]
         means = _means(levels, instances, others, key_instances, self.options)
-        return torch.dot(means, torch.stack([means.new_full((), weight) for weight in weights]))
+        return weighted_sum(means, weights)
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            embeddings: Levels,
+            instances: Tensor | None = None,
+            *,
+            keys: Levels | None = None,
+            key_instances: Tensor | None = None,
+        ) -> Tensor:
+            """As `forward`."""
+            ...
 
     def diagnose(
         self,
@@ -204,10 +225,10 @@ def _terms(
     """The terms (L, A·B) of each embedding of L levels, which are the groups of one problem."""
     embeddings = _checked(levels)
     x = _stacked(embeddings)
-    z, ids = normalise(x), _ids(instances, keys, x, options)
+    z, ids = contrast.widened(x), _ids(instances, keys, x, options)
     k = key_ids = self_index = None
     if keys is not None or key_instances is not None:
-        k, key_ids = _unit_keys(keys, key_instances, embeddings, options.tolerance)
+        k, key_ids = _others(keys, key_instances, embeddings, options.tolerance)
     if options.gather and distributed.world() > 1:
         if k is None or key_ids is None:
             k, key_ids = z, ids
@@ -223,6 +244,7 @@ def _terms(
         tolerance=options.tolerance,
         bound=1.0,
         precision=x.dtype,
+        unit=True,
     )
     return contrast.terms(problem, options.impl)
 
@@ -273,10 +295,10 @@ def _ids(instances: object, keys: object, x: Tensor, options: GlobalOptions) -> 
     return torch.cat([numbers, numbers]).expand(len(x), -1)
 
 
-def _unit_keys(
+def _others(
     keys: Mapping[str, Tensor] | None, key_instances: object, x: Sequence[Tensor], tolerance: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Keys (L, K, D) of unit length for embeddings of L levels, and their instances (L, K)."""
+    """Keys (L, K, D) for embeddings of L levels, and their instances (L, K)."""
     if keys is None or key_instances is None:
         given = "keys" if keys is not None else "key_instances"
         raise ValueError(message("`keys` and `key_instances` together", f"`{given}` alone"))
@@ -293,7 +315,7 @@ def _unit_keys(
     checks.same_device("key_instances", ids, "embeddings", x[0])
     contrast.check_ids("key_instances", ids, tolerance)
     _warn_of_itself(found[0], x[0])
-    return normalise(_stacked(found)), ids.expand(len(found), -1)
+    return contrast.widened(_stacked(found)).to(contrast.widened(x[0]).dtype), ids.expand(len(found), -1)
 
 
 def _warn_of_itself(keys: Tensor, embeddings: Tensor) -> None:

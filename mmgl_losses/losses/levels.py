@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise, permutations
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from mmgl_losses.checks import message, typed
 
 Levels: TypeAlias = Sequence[Tensor] | Mapping[str, Tensor]
 Weights: TypeAlias = Sequence[float] | Mapping[str, float]
+Reduction = Literal["mean", "none"]
 
 
 class MultiScale(nn.Module):
@@ -50,9 +51,38 @@ def settle(options: object, **values: object) -> None:
             object.__setattr__(options, name, value)
 
 
-def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The sum of weight · loss."""
-    return torch.stack([weight * loss for loss, weight in zip(losses, weights, strict=True)]).sum()
+def halving(levels: int, *, coarsest: bool = True) -> tuple[float, ...]:
+    r"""Weights of deep supervision that halve from each level to the next coarser one, from coarse to fine.
+
+    .. math:: w_l = 2^l / \sum_{k=0}^{L-1} 2^k, \quad l = 0 \ldots L - 1
+
+    Args:
+        levels: L, at least 1.
+        coarsest: False gives the coarsest of at least two levels 0, as nnU-Net does (Isensee et al. 2021).
+
+    Returns:
+        L numbers with the sum 1.
+
+    Raises:
+        TypeError, ValueError: `levels` is no such number.
+
+    Example:
+        >>> [round(weight, 3) for weight in halving(3)]
+        [0.143, 0.286, 0.571]
+        >>> [round(weight, 3) for weight in halving(3, coarsest=False)]
+        [0.0, 0.333, 0.667]
+    """
+    left_out = 0 if checks.flag("coarsest", coarsest) else 1
+    counting = checks.integer("levels", levels, least=1 + left_out) - left_out
+    return (*[0.0] * left_out, *(2**level / (2**counting - 1) for level in range(counting)))
+
+
+def weighted_sum(losses: Tensor, weights: Sequence[float]) -> Tensor:
+    """The sum of weight · loss over L levels, (L,)."""
+    if losses.device.type == "cpu":
+        return torch.dot(losses, losses.new_tensor(weights))
+    # Elsewhere a copy of the weights would wait for the device.
+    return torch.dot(losses, torch.stack([losses.new_full((), weight) for weight in weights]))
 
 
 def check_fixed_temperature(value: object) -> None:
@@ -64,7 +94,7 @@ def check_fixed_temperature(value: object) -> None:
 
 def as_tensor(name: str, value: object, like: Tensor) -> Tensor:
     """A tensor as it is; a list or tuple of numbers as one beside `like`."""
-    if isinstance(value, list | tuple) and value and all(isinstance(item, int | float) for item in value):
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, (int, float)) for item in value):
         return torch.tensor(value, device=like.device)
     return checks.tensor(name, value)
 
@@ -124,7 +154,7 @@ def check_weights(weights: object) -> tuple[float, ...] | dict[str, float]:
     expected = "`weights` to be a non-empty sequence or mapping of numbers, one per level"
     if hasattr(weights, "tolist"):  # of numpy or torch
         weights = weights.tolist()  # pyright: ignore[reportAttributeAccessIssue]
-    if not isinstance(weights, Mapping | Sequence) or isinstance(weights, str):
+    if not isinstance(weights, (Mapping, Sequence)) or isinstance(weights, str):
         raise TypeError(message(expected, typed(weights)))
     if not weights:
         raise ValueError(message(expected, repr(weights)))
@@ -155,7 +185,7 @@ def _paired(name: str, values: object, weights: Weights) -> list[tuple[str, Any,
             got = list(values) if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(message(f"`{name}` to be a mapping with the keys of `weights`, {sorted(weights)}", got))
         return [(f"{name}[{key!r}]", values[key], weights[key]) for key in weights]
-    if not isinstance(values, Mapping | Sequence):
+    if not isinstance(values, (Mapping, Sequence)):
         expected = f"`{name}` to be a sequence or mapping of tensors, one per level"
         cure = "Take the tensors out of it, such as `[output.logits]`." if hasattr(values, "logits") else ""
         raise TypeError(message(expected, type(values).__name__, cure))

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -13,7 +13,7 @@ from typing_extensions import override
 from mmgl_losses import checks, contrast, distributed
 from mmgl_losses.checks import message, typed
 from mmgl_losses.losses import diagnostics
-from mmgl_losses.losses.formulas import LOCAL_FORMULAS, Formula, check_formula, mean_loss, resolve
+from mmgl_losses.losses.formulas import LOCAL_FORMULAS, Formula, LocalFormula, check_formula, mean_loss, resolve
 from mmgl_losses.losses.levels import (
     Levels,
     MultiScale,
@@ -23,7 +23,7 @@ from mmgl_losses.losses.levels import (
     settle,
     weighted_sum,
 )
-from mmgl_losses.sampling import foreground_places, normalise, points, resample, strided
+from mmgl_losses.sampling import foreground_places, points, resample, strided
 
 Pairs = Literal["image", "augmentations", "batch"]
 Background = Literal["anchor", "key", "ignore"]
@@ -36,14 +36,14 @@ class LocalOptions:
     """The options of the local loss, which `local_supcon` describes. They are checked here and nowhere else."""
 
     temperature: float | Tensor = 0.07
-    formula: str | Formula = "supcon"
+    formula: LocalFormula | Formula = "supcon"
     pairs: Pairs = "image"
     background: Background = "anchor"
     background_index: int = 0
     ignore_index: int | None = None
     stride: int = 1
     sampling: Sampling = "grid"
-    impl: str = "auto"
+    impl: contrast.Impl = "auto"
     gather: bool = False
 
     def __post_init__(self) -> None:
@@ -72,14 +72,14 @@ def local_supcon(
     instances: Instances = None,
     *,
     temperature: float | Tensor = 0.07,
-    formula: str | Formula = "supcon",
+    formula: LocalFormula | Formula = "supcon",
     pairs: Pairs = "image",
     background: Background = "anchor",
     background_index: int = 0,
     ignore_index: int | None = None,
     stride: int = 1,
     sampling: Sampling = "grid",
-    impl: str = "auto",
+    impl: contrast.Impl = "auto",
     gather: bool = False,
 ) -> Tensor:
     r"""Supervised contrast of points: points of one label attract, points of other labels repel.
@@ -180,14 +180,14 @@ class MultiScaleLocalSupCon(MultiScale):
         *,
         temperature: float = 0.07,
         weights: Weights = (0.2, 0.2, 0.6),
-        formula: str | Formula = "supcon",
+        formula: LocalFormula | Formula = "supcon",
         pairs: Pairs = "image",
         background: Background = "anchor",
         background_index: int = 0,
         ignore_index: int | None = None,
         stride: int = 1,
         sampling: Sampling = "grid",
-        impl: str = "auto",
+        impl: contrast.Impl = "auto",
         gather: bool = False,
     ) -> None:
         check_fixed_temperature(temperature)
@@ -211,7 +211,13 @@ class MultiScaleLocalSupCon(MultiScale):
             Scalar.
         """
         levels, weights = self.levels("features", features)
-        return weighted_sum(_losses(levels, labels, instances, self.options), weights)
+        return weighted_sum(torch.stack(_losses(levels, labels, instances, self.options)), weights)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, features: Levels, labels: Tensor, instances: Instances = None) -> Tensor:
+            """As `forward`."""
+            ...
 
     def diagnose(self, features: Levels, labels: Tensor, instances: Instances = None) -> diagnostics.Diagnostics:
         """What the loss sees: valid anchors of each class, positives, distance from the floor."""
@@ -257,7 +263,7 @@ def _terms(
         z, y = rearrange(z[order], "i a n d -> i (a n) d"), rearrange(y[order], "i a n -> i (a n)")
     anchor_mask, key_mask = _masks(y, options)
     # Rows are selected before anything is computed from them: points that take no part may hold NaN.
-    z = normalise(contrast.select(z, key_mask))
+    z = contrast.select(contrast.widened(z), key_mask)
     keys = key_ids = self_index = None
     if options.gather and options.pairs == "batch" and distributed.world() > 1:
         self_index = torch.arange(z.shape[1], device=z.device).expand(len(z), -1)
@@ -273,6 +279,7 @@ def _terms(
         temperature=options.temperature,
         bound=1.0,
         precision=features.dtype,
+        unit=True,
     )
     return contrast.terms(problem, options.impl), y
 
@@ -326,7 +333,7 @@ def _images(instances: Instances, batch: int) -> list[list[int]]:
             raise ValueError(message("an even batch", batch, cure))
         return [[i, i + batch // 2] for i in range(batch // 2)]
     expected = f"`instances` to be a tensor or sequence of {batch} integers, one for each row"
-    if not isinstance(instances, Tensor | Sequence) or isinstance(instances, str):
+    if not isinstance(instances, (Tensor, Sequence)) or isinstance(instances, str):
         raise TypeError(message(expected, typed(instances)))
     values = instances.flatten().tolist() if isinstance(instances, Tensor) else list(instances)
     if any(isinstance(value, bool) or not isinstance(value, int) for value in values):

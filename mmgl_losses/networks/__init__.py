@@ -5,6 +5,8 @@ from mmgl_losses.networks.heads import HEADS as HEADS
 from mmgl_losses.networks.heads import GlobalHead as GlobalHead
 from mmgl_losses.networks.heads import LocalHead as LocalHead
 from mmgl_losses.networks.heads import SegmentationHead as SegmentationHead
+from mmgl_losses.networks.load import Loaded as Loaded
+from mmgl_losses.networks.load import load_matching as load_matching
 from mmgl_losses.networks.stages import Row as Row
 from mmgl_losses.networks.stages import Stages as Stages
 from mmgl_losses.networks.stages import discover_stages as discover_stages

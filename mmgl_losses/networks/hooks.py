@@ -188,7 +188,7 @@ def hook(net: nn.Module, paths: Mapping[str, str], taps: Mapping[str, Tap]) -> l
 def tap_names(value: object) -> Mapping[str, Any]:
     """Names of modules, or a mapping from them to selectors, as a mapping to selectors or None."""
     expected = "`names` to be names of modules, or a mapping from names to selectors"
-    if isinstance(value, str | nn.Module) or not isinstance(value, Iterable):
+    if isinstance(value, (str, nn.Module)) or not isinstance(value, Iterable):
         raise TypeError(checks.message(expected, checks.typed(value), "Put a single name in a list."))
     named = value if isinstance(value, Mapping) else dict.fromkeys(value)
     if not named:
@@ -205,7 +205,7 @@ def check_selectors(value: object, names: Collection[str]) -> Mapping[str, Any]:
         raise TypeError(checks.message("`selectors` to be a mapping from names to selectors", checks.typed(value)))
     checks.known_names("a tapped module in `selectors`", value, names)
     for name, selector in value.items():
-        if isinstance(selector, bool) or not (isinstance(selector, int | str) or callable(selector)):
+        if isinstance(selector, bool) or not (isinstance(selector, (int, str)) or callable(selector)):
             expected = f"the selector of {name!r} to be an index, a key, an attribute's name or a function"
             raise TypeError(checks.message(expected, checks.typed(selector)))
     return value
@@ -231,7 +231,7 @@ def one_tensor(name: str, value: object, selected: bool) -> Tensor:
     got = type(value).__name__
     if isinstance(value, Mapping):
         got += f" with the keys {', '.join(map(repr, value))}"
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, (tuple, list)):
         got += f" of {len(value)}"
     what = f"the selector of {name!r} to give a tensor" if selected else f"the module {name!r} to return a tensor"
     cure = "Pick one by a selector, an index, a key, an attribute's name or a function: "
@@ -265,7 +265,7 @@ def _selectable(name: str, value: object, selector: object) -> NoReturn:
     got = type(value).__name__
     if isinstance(value, Mapping):
         got += f" with the keys {', '.join(map(repr, value))}"
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, (tuple, list)):
         got += f" of {len(value)}"
     raise ValueError(checks.message(f"the output of {name!r} to have {selector!r}", got))
 

@@ -252,7 +252,7 @@ def tensors(value: object) -> Iterator[Tensor]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors(item)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors(item)
     elif hasattr(value, "__dataclass_fields__"):

@@ -49,7 +49,7 @@ def _simpler(axis: Axis, other: Axis) -> bool:
 def _tensors(args: Any) -> list[Tensor]:
     if isinstance(args, Tensor):
         return [args]
-    return [t for item in args for t in _tensors(item)] if isinstance(args, list | tuple) else []
+    return [t for item in args for t in _tensors(item)] if isinstance(args, (list, tuple)) else []
 
 
 def _view(op: Operation, result: Tensor) -> Layout | None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from mmgl_losses import checks
 from mmgl_losses.networks.hooks import (
@@ -129,7 +130,7 @@ class TappedModel(nn.Module):
         self._hooks = Hooks(hook(net, self._paths, self._taps))
         self._closed = False
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
         """The arguments of the network -> (its output or None, {name: head(feature)})."""
         _not_a_replica(self)
         if self._closed:
@@ -144,6 +145,12 @@ class TappedModel(nn.Module):
                 tap.stop()
         embeddings = {name: self.heads[self._keys[name]](feature) for name, feature in features.items()}
         return output if self.output else None, embeddings
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+            """As `forward`."""
+            ...
 
     def freeze_unused(self, loss: Tensor) -> list[str]:
         """Freeze every parameter that `loss` does not depend on, so that DDP's and FSDP's defaults work.

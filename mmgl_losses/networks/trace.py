@@ -75,7 +75,7 @@ def arguments(example: object, kwargs: Mapping[str, Any] | None) -> tuple[tuple[
     named = {} if kwargs is None else {**_mapping(kwargs)}
     if isinstance(example, Mapping):
         return (), {**example, **named}
-    return (tuple(example) if isinstance(example, list | tuple) else (example,)), named
+    return (tuple(example) if isinstance(example, (list, tuple)) else (example,)), named
 
 
 def _mapping(kwargs: object) -> Mapping[str, Any]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmgl_losses.contrast import PairTerms, pair_terms
+from mmgl_losses.contrast.unit import normalise
 from mmgl_losses.losses.formulas import HARMLESS, Formula, needs_negatives
-from mmgl_losses.sampling import normalise
 from mmgl_losses.testing.laws import Laws, differs, noise, not_finite
 
 REAL = ("positive_lse", "negative_lse", "positive_sum", "self_logit")

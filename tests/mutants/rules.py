@@ -100,7 +100,7 @@ rule("foreground sampling takes background",
 rule("lengths overflow, or vectors without a direction get a gradient",
      {"A.abs().amax(-1, keepdim=True)": "0 * A.abs().amax(-1, keepdim=True) + 1",
       "A.masked_fill(A == 0, torch.inf)": "A.masked_fill(A == 0, 1.0)"},
-     "test_sampling::test_normalise_at_any_length", "test_sampling::test_normalise_of_zero_is_zero_with_zero_gradient")
+     "test_unit::test_normalise_at_any_length", "test_unit::test_normalise_of_zero_is_zero_with_zero_gradient")
 rule("half precision stays half",
      {"A if A.dtype == torch.float64 else A.float()": "A"},
      "test_laws::test_half_precision_is_widened_first", "test_contrast::test_half_precision_is_summed_in_float32", "test_dice::test_half_precision_sums_in_float32", each=True)
@@ -141,8 +141,12 @@ rule("a wrong power of the temperature",
       "temperature**-0.5": "temperature**-1"},
      "test_contrast::test_a_temperature_that_is_a_tensor_is_that_number", PAIRS, TINY, EQUAL, each=True, beside=("Problem(...)",))
 rule("the logit with itself lacks its temperature",
-     {"A if scale == 1.0 else A * scale": "A"},
-     GLOBAL)
+     {"(A * A).sum(-1) * scale": "(A * A).sum(-1)",
+      "A.masked_fill(B, scale)": "A.masked_fill(B, 1.0)"},
+     "test_unit::test_engines_make_unit_vectors_as_normalise_does")
+rule("the gradient of unit vectors is taken for that of the points",
+     {"(A - B * (B * A).sum(-1, keepdim=True)) / C": "A"},
+     "test_unit::test_engines_make_unit_vectors_as_normalise_does", "test_unit::test_normalise_gradcheck")
 rule("weights of keys have the wrong sign",
      {"A if B is None else A + C * B[S]": "A if B is None else A - C * B[S]",
       "A += log_weights[S]": "A -= log_weights[S]"},
@@ -211,14 +215,30 @@ rule("rows of several processes are in another order, or padding is among them",
      PROCESSES, each=True)
 
 # Dice
+REGIONS, CLASSES = "test_dice::test_regions_match_loops", "test_dice::test_the_loss_of_each_class_matches_loops"
 rule("a term of Dice is wrong",
-     {"2 * A": "A",
+     {"2 * hit": "hit",
       "A + smooth": "A",
-      "A.square() if squared else A": "A",
       "A.sum(1, keepdim=True)": "A.mean(1, keepdim=True)",
-      "torch.where(A, B, 0.0).sum(), A.sum()": "torch.where(A, B, 0.0).sum(), torch.ones_like(A).sum()",
-      "(1 - S) * A - S * B / C": "S * A - (1 - S) * B / C"},
-     DICE, "test_dice::test_a_sample_that_is_all_ignored_is_as_if_left_out", "test_dice::test_cross_entropy_is_torch_s", beside=("smooth", "include_background"))
+      "A.masked_fill(~B[:, None], 0.0), B": "A, torch.ones_like(B)"},
+     DICE, "test_dice::test_a_sample_that_is_all_ignored_is_as_if_left_out", beside=("2 * hit",))
+rule("the shares of Dice and cross-entropy are exchanged",
+     {"(1 - S) * A - S * B / C": "S * A - (1 - S) * B / C"},
+     "test_dice::test_cross_entropy_is_torch_s")
+rule("squares, sums or cross-entropy of regions are wrong",
+     {"A.square() if squared else A": "A",
+      "torch.where(A, B, 0.0)": "B",
+      "2.0 * A - 1.0": "2.0 * A",
+      "torch.stack(A).any(0)": "torch.stack(A).all(0)"},
+     DICE, REGIONS, each=True, beside=("sum(2)",))
+rule("classes or regions are not weighted",
+     {"(A * B).sum() / B.sum()": "A.mean()",
+      "torch.ones_like(A) if weights is None else B": "torch.ones_like(A)",
+      "weights[first :]": "weights[: len(weights) - first]"},
+     DICE, REGIONS, "test_dice::test_cross_entropy_is_torch_s", each=True)
+rule("the loss of each class is that of other classes",
+     {"A.squeeze(0) if batch else A": "A"},
+     CLASSES)
 rule("`include_background` means its opposite",
      {"0 if include_background else 1": "1 if include_background else 0"},
      DICE, "test_losses::test_diagnostics_of_dice", each=True)

@@ -40,7 +40,7 @@ def cut(stack: np.ndarray, crop: float) -> np.ndarray:
     parts = window(stack.shape[1:], crop)
     beyond = [(max(0, -p.start), max(0, p.stop - size)) for p, size in zip(parts, stack.shape[1:], strict=True)]
     inside = tuple(slice(max(0, p.start), p.stop) for p in parts)
-    return np.pad(stack[:, *inside], [(0, 0), *beyond])
+    return np.pad(stack[(slice(None), *inside)], [(0, 0), *beyond])
 
 
 def _linear(stack: Tensor, size: tuple[int, int]) -> Tensor:

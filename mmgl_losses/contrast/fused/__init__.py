@@ -15,6 +15,7 @@ from mmgl_losses.checks import message
 from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
 from mmgl_losses.contrast.ranges import Sorted, sort, unsort
 
+NORMALISES: bool = False
 _INSTALLED = find_spec("triton") is not None
 _WIDEST = 256  # features
 
@@ -41,7 +42,7 @@ def suits(problem: Problem) -> bool:
 
 def forward(problem: Problem) -> Results:
     """Log-sum-exps, sum of positive logits, and counts."""
-    launch, pairs = ready(problem)
+    launch, pairs = ready(apart(problem))
     with torch.cuda.device_of(problem.anchors):
         results = *launch.forward(pairs, problem.precision), pairs.positive_sum(), *pairs.counts()
         return Results(*(unsort(x, pairs.order) for x in results)).masked(problem.anchor_mask)
@@ -49,14 +50,33 @@ def forward(problem: Problem) -> Results:
 
 def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) -> Gradients:
     """Gradients of the anchors and of the keys, each where it is `needed`."""
-    launch, pairs = ready(problem)
+    parted = apart(problem)
+    launch, pairs = ready(parted)
     upstream = upstream.at(pairs.order)
+    if parted is not problem:
+        needed = needed[0], needed[0]
     with torch.cuda.device_of(problem.anchors):
         found = launch.backward(pairs, problem.precision, upstream, needed)
         if upstream.positive_sum is not None:
             more = pairs.positive_sum_backward(upstream.positive_sum, needed)
             found = (x if y is None else y if x is None else x.add_(y) for x, y in zip(found, more, strict=True))
-        return pairs.given(*found)
+        first, second = pairs.given(*found)
+        if parted is not problem and first is not None and second is not None:
+            first += second
+            second = None
+        return first, second
+
+
+def apart(problem: Problem) -> Problem:
+    """The problem as kernels take it: where the anchors are the keys, every row that takes part is both.
+
+    Rows that are only one of the two make anchors and keys two sides, of the same features.
+    """
+    anchor_mask, key_mask = problem.anchor_mask, problem.key_mask
+    if not problem.own or key_mask is None or (anchor_mask is not None and anchor_mask.is_set_to(key_mask)):
+        return problem
+    place = torch.arange(problem.ids.shape[1], device=problem.ids.device).expand_as(problem.ids)
+    return replace(problem, keys=problem.anchors, key_ids=problem.ids, self_index=place)
 
 
 def ready(problem: Problem) -> tuple[Any, Sorted]:

@@ -20,6 +20,8 @@ from mmgl_losses.contrast.ranges import Sorted
 LOG2_E = 1 / math.log(2)
 VECTOR = 1024  # elements of a program that works on vectors
 PROGRAMS = 256  # programs that fill a large device; fewer are cut along the other side too
+WAVES = 8  # times that many programs share the forward's work, so that none is left alone at the end
+NARROW = 32  # columns of a mixed tile at most: what masks need is held in registers for each
 
 
 class Tile(NamedTuple):
@@ -43,17 +45,24 @@ def tile(kernel: str, dtype: torch.dtype, width: int, major: int) -> Tile:
         return Tile(64, 32, 8, 2) if kernel == "weigh" else Tile(64, 64, 8, 2)
     if width > 128:
         return Tile(64, 64, 8 if kernel == "weigh" else 4, 2)
-    if kernel == "credit" and 10 <= major <= 11:  # a thread has a whole row there: what columns need takes registers
-        return Tile(64, 64, 4, 3)
-    stages = 3 if width <= 64 else 2
-    return Tile(128, 64, 8, stages) if kernel == "weigh" else Tile(128, 128, 8, stages)
+    if kernel == "credit" and not 10 <= major <= 11:  # there a thread has a whole row: what columns need is too much
+        return Tile(128, 128, 4, 2)
+    return Tile(64, 64, 4, 2)
 
 
 def cut_for(kernel: str, pairs: Sorted, dtype: torch.dtype) -> Tile:
     """The tile of a kernel for a problem on its device."""
-    device = pairs.anchors.device
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
-    return tile(kernel, dtype, padded_width(pairs.anchors.shape[2]), major)
+    return tile(kernel, dtype, padded_width(pairs.anchors.shape[2]), major_of(pairs.anchors.device))
+
+
+def major_of(device: torch.device) -> int:
+    """The first number of a device's compute capability."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+
+
+def narrow(columns: int, dtype: torch.dtype) -> int:
+    """The columns of a mixed tile: half as many where operands are kept in three parts."""
+    return min(NARROW // 2 if dtype == torch.float32 else NARROW, columns)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -125,6 +134,37 @@ def path(pairs: Sorted, dtype: torch.dtype) -> Path:
     return Path(torch.where(fits, shift * LOG2_E, math.nan), (True, False), weights)
 
 
+class Ranges(NamedTuple):
+    """What kernels read of `Sorted`, in 32 bits."""
+
+    lo: Tensor  #: (G, rows of x): positives of x are lo <= y < hi
+    hi: Tensor
+    part: Tensor  #: (G,) keys that take part
+    itself: Tensor  #: (G, N); `lo`, which is not read, where no anchor has a key of its own among others
+
+
+def ranges(pairs: Sorted) -> Ranges:
+    """The ranges of the anchors.
+
+    Where the anchors are the keys, kernels read off one of two points what holds for both, so the ends of ranges of
+    ids, which rounding may have moved, follow from their beginnings there.
+    """
+    lo, hi = pairs.lo, pairs.hi
+    if pairs.keys is None and pairs.ranges:
+        place = torch.arange(lo.shape[1], device=lo.device)
+        begin = lo.where(place < pairs.count[:, None], lo.shape[1])
+        hi = torch.searchsorted(begin, place.expand_as(lo).contiguous(), right=True)
+    lo, hi, part = lo.int(), hi.int(), pairs.count.int().contiguous()
+    return Ranges(lo, hi, part, lo if pairs.itself is None else pairs.itself.int())
+
+
+def of_keys(found: Ranges, keys: int) -> Ranges:
+    """The same of the keys: of which anchors, which are sorted too, each is a positive."""
+    place = torch.arange(keys, device=found.lo.device, dtype=torch.int32).expand(len(found.lo), -1).contiguous()
+    lo, hi = (torch.searchsorted(end, place, right=True, out_int32=True) for end in (found.hi, found.lo))
+    return found._replace(lo=lo, hi=hi)
+
+
 def shares(programs: int, most: int) -> int:
     """Into how many parts to cut the other side, so that there are enough programs."""
     return max(1, min(PROGRAMS // max(programs, 1), most))
@@ -151,14 +191,15 @@ def forward(pairs: Sorted, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def credit(pairs: Sorted, dtype: torch.dtype, way: Path) -> Tensor:
     """Sums of exponentials (2, G, N), each pair of tiles formed once."""
     (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
-    cut = cut_for("credit", pairs, dtype)
+    cut, found = cut_for("credit", pairs, dtype), ranges(pairs)
     z, _ = operands(pairs, dtype, cut)
     tiles = ceil(n, cut.x)
-    chunks = shares(groups * tiles, tiles // 2)
+    chunk = max(4, ceil(groups * tiles * tiles, 2 * WAVES * PROGRAMS))  # tiles of a program
+    chunks = ceil(tiles, chunk)
     totals = pairs.lo.new_zeros((2, groups, n), dtype=torch.float32)
     sums.credit[(groups * tiles * chunks,)](
-        z, pairs.lo, pairs.hi, pairs.count, way.weights[True], way.shift, totals, n, z.shape[1], tiles, chunks,
-        BLOCK=cut.x, D=width, SYMMETRIC=pairs.symmetric, WEIGHTED=pairs.log_weights is not None,
+        z, found.lo, found.hi, found.part, way.weights[True], way.shift, totals, n, z.shape[1], tiles, chunks, chunk,
+        BLOCK=cut.x, NARROW=narrow(cut.x, dtype), D=width, WEIGHTED=pairs.log_weights is not None,
         PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return totals
@@ -167,7 +208,7 @@ def credit(pairs: Sorted, dtype: torch.dtype, way: Path) -> Tensor:
 def rows(pairs: Sorted, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...]) -> list[Tensor]:
     """Log-sum-exps (G, N) over positives and over negatives, every pair formed on its own."""
     (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
-    cut = cut_for("rows", pairs, dtype)
+    cut, found = cut_for("rows", pairs, dtype), ranges(pairs)
     x, y = operands(pairs, dtype, cut)
     m = pairs.others.shape[1]
     tiles = ceil(n, cut.x)
@@ -175,10 +216,11 @@ def rows(pairs: Sorted, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...]
     parts = [pairs.lo.new_empty((chunks, groups, n), dtype=torch.float32) for _ in range(2)]
     for constant in shifted:
         sums.rows[(groups * tiles * chunks,)](
-            x, y, pairs.lo, pairs.hi, own_keys(pairs), pairs.count, way.weights[constant], way.shift, *parts,
+            x, y, found.lo, found.hi, found.itself, found.part, way.weights[constant], way.shift, *parts,
             n, m, x.shape[1], y.shape[1], tiles, chunks,
-            BLOCK_X=cut.x, BLOCK_Y=cut.y, D=width, SELF=self_kind(pairs), WEIGHTED=pairs.log_weights is not None,
-            SHIFTED=constant, PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
+            BLOCK_X=cut.x, BLOCK_Y=cut.y, NARROW=narrow(cut.y, dtype), D=width, SELF=self_kind(pairs),
+            WEIGHTED=pairs.log_weights is not None, SHIFTED=constant, PRECISION=precision(dtype), num_warps=cut.warps,
+            num_stages=cut.stages,
         )  # fmt: skip
     return [part.logsumexp(0) if chunks > 1 else part[0] for part in parts]
 
@@ -186,11 +228,6 @@ def rows(pairs: Sorted, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...]
 def self_kind(pairs: Sorted) -> str:
     """Which key is an anchor itself: "same" row, "given" as an index, or "none"."""
     return "same" if pairs.keys is None else "none" if pairs.itself is None else "given"
-
-
-def own_keys(pairs: Sorted) -> Tensor:
-    """What stands for `itself`, which kernels read only where it is given."""
-    return pairs.lo if pairs.itself is None else pairs.itself
 
 
 def backward(
@@ -206,40 +243,35 @@ def backward(
     width = padded_width(pairs.anchors.shape[2])
     cut = cut_for("weigh", pairs, dtype)
     x, y = operands(pairs, dtype, cut)
+    found = ranges(pairs)
     # Of each gradient: x and y, whether x are anchors (W) and keys (its transpose), rows of x and of y, and y's factor
     # over that of the logits.
     sides = [(x, y, True, True, n, n, (LOG2_E / pairs.scale) ** 0.5)]
     if pairs.keys is not None:
         sides = [(x, y, True, False, n, m, 1 / pairs.scale), (y, x, False, True, m, n, LOG2_E)]
-    factors = {shifted: pairs.lo.new_empty((2, 2, groups, n), dtype=torch.float32) for shifted in way.shifted}
+    # Tensors of their own: Triton compiles kernels anew where memory does not begin at a round address.
+    factors = {
+        shifted: [pairs.lo.new_empty((2, groups, n), dtype=torch.float32) for _ in range(2)] for shifted in way.shifted
+    }
     for shifted, (factor, log) in factors.items():
         gradients.factors[(ceil(groups * n, VECTOR),)](
-            p,
-            q,
-            *upstream.logsumexps,
-            way.shift,
-            largest,
-            factor,
-            log,
-            groups * n,
-            BLOCK=VECTOR,
-            GAIN=gain,
-            SHIFTED=shifted,
-        )
+            p, q, *upstream.logsumexps, way.shift, largest, factor, log, groups * n,
+            BLOCK=VECTOR, GAIN=gain, SHIFTED=shifted,
+        )  # fmt: skip
     grads: list[Tensor | None] = [None, None]
     for i, (a, b, anchors, keys, size, other, scale) in enumerate(sides):
         if not needed[i]:
             continue
-        tiles = ceil(size, cut.x)
+        tiles, of_x = ceil(size, cut.x), found if anchors else of_keys(found, m)
         chunks = shares(groups * tiles, ceil(other, cut.y))
         parts = a.new_empty((chunks, groups, size, pairs.anchors.shape[2]), dtype=torch.float32)
         for shifted, (factor, log) in factors.items():
             gradients.weigh[(groups * tiles * chunks,)](
-                a, b, pairs.lo, pairs.hi, own_keys(pairs), factor, log, pairs.count, way.weights[shifted], way.shift,
+                a, b, of_x.lo, of_x.hi, of_x.itself, factor, log, of_x.part, way.weights[shifted], way.shift,
                 largest, parts, n, m, a.shape[1], b.shape[1], tiles, chunks, 1 / (scale * gain),
-                BLOCK_X=cut.x, BLOCK_Y=cut.y, D=width, WIDTH=parts.shape[3], ROWS=anchors, COLUMNS=keys,
-                SELF=self_kind(pairs), SYMMETRIC=pairs.symmetric, WEIGHTED=pairs.log_weights is not None,
-                SHIFTED=shifted, PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
+                BLOCK_X=cut.x, BLOCK_Y=cut.y, NARROW=narrow(cut.y, dtype), D=width, WIDTH=parts.shape[3], ROWS=anchors,
+                COLUMNS=keys, SELF=self_kind(pairs), WEIGHTED=pairs.log_weights is not None, SHIFTED=shifted,
+                PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
             )  # fmt: skip
         grads[i] = parts.sum(0) if chunks > 1 else parts[0]
     return grads[0], grads[1]

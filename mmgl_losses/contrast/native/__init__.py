@@ -1,12 +1,15 @@
 """The primitive in C++ on the CPU: each pair of points once, tile by tile, with nothing of the size of all pairs.
 
 `engine.cpp` and `tiles.cpp` are built into one small library beside this file, which knows nothing of torch: it is
-called on the addresses of tensors. So one library serves every version of torch, needs none of its headers to be built,
-and threads are its own, as many as torch would take. It is loaded with the first problem, and where it was not built,
-this engine says so.
+called on the addresses of tensors. So one library serves every version of torch, and needs none of its headers to be
+built. It runs on the threads that torch's own operations run on. It is loaded with the first problem, and where it was
+not built, this engine says so.
 """
 
 import ctypes
+import os
+import struct
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,26 +19,17 @@ from torch import Tensor
 from mmgl_losses.checks import message
 from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
 
+NORMALISES: bool = True
 LIBRARY = Path(__file__).with_name("engine.so")
 MOST = 2  # instruction sets beyond what every processor has: AVX2, AVX-512
-_THREADED = 1 << 27  # products from which on more threads pay: they start with a call and end with it
+_PROCESS = os.getpid()
 _ID_TYPES = {torch.int64: 0, torch.float32: 1, torch.float64: 2}
 _ERRORS = {1: "not enough memory for the native engine", 2: "`self_index` outside of the keys"}
-_pointer, _pair, _steps = ctypes.c_void_p, ctypes.c_void_p * 2, ctypes.c_int64 * 3
 
 
-class _Call(ctypes.Structure):
-    """`Call` of engine.cpp, field by field."""
-
-    _fields_ = (
-        *((name, _pointer) for name in ("anchors", "keys", "ids", "key_ids", "self_index", "anchor_mask", "key_mask")),
-        *((name, _pointer) for name in ("log_weights", "limit")),
-        *(("lse", _pair), ("total", _pointer), ("counts", _pair), ("upstream", _pair), ("gradient", _pair)),
-        *((name, ctypes.c_int64) for name in ("groups", "n", "m", "features")),
-        *(("anchor_steps", _steps), ("key_steps", _steps), ("threads", ctypes.c_int64)),
-        *((name, ctypes.c_int32) for name in ("backward", "wide", "id_type", "has_tolerance", "most")),
-        *((name, ctypes.c_double) for name in ("scale", "tolerance")),
-    )
+# `Call` of engine.cpp, field by field: addresses (nine, then lse, total, counts, upstream, gradient), sizes, steps,
+# threads and the runtime, flags and numbers.
+_CALL = struct.Struct("@9P 2P P 2P 2P 2P 4q 3q 3q q 3P 6i 2d")
 
 
 @cache
@@ -45,11 +39,28 @@ def library() -> ctypes.CDLL | str:
         return "none, as the package was installed without a C++ compiler"
     try:
         found = ctypes.CDLL(str(LIBRARY))
-        found.mmgl_solve.argtypes = [ctypes.POINTER(_Call)]
+        found.mmgl_solve.argtypes = [ctypes.c_char_p]
         found.mmgl_instruction_set.argtypes, found.mmgl_instruction_set.restype = [ctypes.c_int], ctypes.c_char_p
+        fits = found.mmgl_call_size() == _CALL.size
     except (OSError, AttributeError) as error:
         return f"one that does not load ({error})"
-    return found
+    return found if fits else "one that was built from other sources"
+
+
+@cache
+def runtime(process: int) -> Sequence[int]:
+    """`Runtime` of engine.cpp: what torch's operations run on, or nulls where that is not OpenMP.
+
+    A process that was forked gets nulls, as its parent's threads are not in it and the runtime would wait for them.
+    """
+    if process != _PROCESS:
+        return 0, 0, 0
+    try:
+        torch_itself = ctypes.CDLL(torch._C.__file__)  # a symbol is looked for in what it is linked with, too
+        found = [getattr(torch_itself, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
+    except (OSError, AttributeError):
+        return 0, 0, 0
+    return [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in found]
 
 
 def instruction_set() -> str:
@@ -82,7 +93,7 @@ def forward(problem: Problem) -> Results:
         *(torch.empty(shape, dtype=like.dtype) for _ in range(3)),
         *(torch.empty(shape, dtype=torch.int64) for _ in range(2)),
     )
-    _solve(problem, lse=results[:2], total=results.positive_sum, counts=results[3:])
+    _solve(problem, results[:2], results.positive_sum, counts=results[3:])
     return results
 
 
@@ -90,46 +101,53 @@ def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) ->
     """Gradients of the anchors and of the keys, each where it is `needed`."""
     wanted = (problem.anchors, needed[0] or problem.own), (problem.keys, needed[1])
     first, second = (torch.empty(x.shape, dtype=x.dtype) if x is not None and need else None for x, need in wanted)
-    given = {"lse": upstream.logsumexps, "upstream": upstream.gradients, "total": upstream.positive_sum}
-    _solve(problem, **given, gradient=(first, second))
+    _solve(problem, upstream.logsumexps, upstream.positive_sum, upstream=upstream.gradients, gradient=(first, second))
     return first, second
 
 
-def _solve(problem: Problem, **results: object) -> None:
-    """Call the library, with the tensors in `results` beside the fields of the problem."""
+def _solve(
+    problem: Problem,
+    lse: Sequence[Tensor],
+    total: Tensor | None,
+    *,
+    counts: Sequence[Tensor | None] = (None, None),
+    upstream: Sequence[Tensor | None] = (None, None),
+    gradient: Sequence[Tensor | None] = (None, None),
+) -> None:
+    """Call the library: `lse` and `total` are written with `counts`, and read for a `gradient`."""
     held: list[Tensor] = []  # until the call is over: what had to be copied
 
-    def address(x: Tensor | None) -> int | None:
+    def address(x: Tensor | None) -> int:
         if x is None:
-            return None
+            return 0
         held.append(x.contiguous())
         return held[-1].data_ptr()
 
     anchors, keys = problem.anchors.resolve_neg(), problem.keys
     keys = None if keys is None else keys.resolve_neg()
-    groups, n, features = anchors.shape
-    call = _Call(
+    call = _CALL.pack(
         anchors.data_ptr(),
-        None if keys is None else keys.data_ptr(),
-        *(address(x) for x in (problem.ids, problem.key_ids, problem.self_index)),
-        *(address(x) for x in (problem.anchor_mask, problem.key_mask, problem.key_log_weights, problem.limit)),
-        groups=groups,
-        n=n,
-        m=problem.others.shape[1],
-        features=features,
-        anchor_steps=anchors.stride(),
-        key_steps=(0, 0, 0) if keys is None else keys.stride(),
-        threads=torch.get_num_threads() if problem.pairs * features > _THREADED else 1,
-        backward="gradient" in results,
-        wide=anchors.dtype == torch.float64,
-        id_type=_ID_TYPES[problem.ids.dtype],
-        has_tolerance=problem.tolerance is not None,
-        most=MOST,
-        scale=problem.scale,
-        tolerance=problem.tolerance or 0.0,
+        0 if keys is None else keys.data_ptr(),
+        *map(address, (problem.ids, problem.key_ids, problem.self_index)),
+        *map(address, (problem.anchor_mask, problem.key_mask, problem.key_log_weights, problem.limit)),
+        *map(address, (*lse, total, *counts, *upstream, *gradient)),
+        anchors.shape[0],
+        anchors.shape[1],
+        problem.others.shape[1],
+        anchors.shape[2],
+        *anchors.stride(),
+        *((0, 0, 0) if keys is None else keys.stride()),
+        torch.get_num_threads(),
+        *runtime(os.getpid()),
+        counts[0] is None,  # backward
+        anchors.dtype == torch.float64,
+        _ID_TYPES[problem.ids.dtype],
+        problem.tolerance is not None,
+        problem.unit,
+        MOST,
+        problem.scale,
+        problem.tolerance or 0.0,
     )
-    for name, value in results.items():
-        setattr(call, name, address(value) if name == "total" else _pair(*map(address, value)))  # pyright: ignore
-    error = library().mmgl_solve(ctypes.byref(call))  # pyright: ignore[reportAttributeAccessIssue]
+    error = library().mmgl_solve(call)  # pyright: ignore[reportAttributeAccessIssue]
     if error:
         raise (MemoryError if error == 1 else IndexError)(_ERRORS[error])

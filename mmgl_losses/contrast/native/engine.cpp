@@ -1,6 +1,8 @@
 // The engine around the tiles: it sorts points by id, shares out pairs of tiles among threads, and finishes results.
 //
-// Only plain pointers come in and nothing outlives a call: no state, no pool of threads, no second OpenMP runtime.
+// Only plain pointers come in and nothing outlives a call: no state, no pool of threads. Where torch runs on OpenMP, the
+// caller gives the functions of that runtime, and the work runs on its threads, which are awake: a second runtime, or
+// threads started for one call, would fight with them for the cores.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -38,6 +40,13 @@ const InstructionSet& instruction_set([[maybe_unused]] int most) {
 const Kernels<float>& kernels(const InstructionSet& set, float) { return set.single; }
 const Kernels<double>& kernels(const InstructionSet& set, double) { return set.twice; }
 
+// What is called of an OpenMP runtime: the name is that of GCC's, which LLVM's and Intel's have too.
+struct Runtime {
+    void (*parallel)(void (*work)(void*), void* context, unsigned threads, unsigned flags);  // GOMP_parallel
+    int (*rank)();                                                                           // omp_get_thread_num
+    int (*size)();                                                                           // omp_get_num_threads
+};
+
 // A problem and where its results go, as `__init__.py` fills it in: shapes are those of `problem.Problem`.
 struct Call {
     const void *anchors, *keys, *ids, *key_ids;
@@ -50,7 +59,8 @@ struct Call {
     const void* upstream[2];     // backward: gradients of `lse`
     void* gradient[2];           // backward: of anchors and keys; null where not wanted
     int64_t groups, n, m, features, anchor_steps[3], key_steps[3], threads;
-    int32_t backward, wide, id_type, has_tolerance, most;  // id_type: 0 int64, 1 float32, 2 float64
+    Runtime runtime;             // of the threads; nulls: threads are started and ended with the call
+    int32_t backward, wide, id_type, has_tolerance, unit, most;  // id_type: 0 int64, 1 float32, 2 float64
     double scale, tolerance;
 };
 
@@ -79,12 +89,8 @@ class Team {
     std::atomic<long> size, arrived{0}, claimed[PHASES] = {};
     std::atomic<int> failed{0};
 
-  public:
-    explicit Team(long threads) : size(threads) {}
-
-    // `work(rank)` in every thread; what went wrong, or 0.
     template <class Work>
-    int run(const Work& work) {
+    void start(const Work& work) {
         std::vector<std::thread> others;
         const long wanted = size;
         try {
@@ -95,6 +101,28 @@ class Team {
         }
         work(0);
         for (auto& thread : others) thread.join();
+    }
+
+    template <class Work>
+    void borrow(const Runtime& runtime, const Work& work) {
+        struct Context { Team& team; const Runtime& runtime; const Work& work; } context = {*this, runtime, work};
+        auto member = [](void* given) {
+            const Context& c = *static_cast<Context*>(given);
+            c.team.size = c.runtime.size();  // which may be less than was asked for, as inside a parallel region
+            c.work(c.runtime.rank());
+        };
+        runtime.parallel(member, &context, unsigned(size.load()), 0);
+    }
+
+  public:
+    explicit Team(long threads) : size(threads) {}
+
+    // `work(rank)` in every thread; what went wrong, or 0.
+    template <class Work>
+    int run(const Runtime& runtime, const Work& work) {
+        if (size == 1) work(0);
+        else if (runtime.parallel) borrow(runtime, work);
+        else start(work);
         return failed;
     }
 
@@ -180,7 +208,7 @@ class Solver {
     const Kernels<Real>& kernel;
     Memory memory;
     std::vector<Group<Real>> groups;
-    std::vector<long> tasks;  // numbers of pairs of tiles in the groups before
+    long rounds = 0;          // pairs of tiles of the group that has most of them
     double shift = 0;         // what all logits are lessened by
     bool common;              // there is such a constant
     bool mirrored;            // anchors are keys, and i is a positive of j where j is one of i
@@ -210,6 +238,8 @@ class Solver {
         double reach;
         if (call.limit) {
             reach = *real(call.limit, 0);
+        } else if (call.unit) {
+            reach = call.scale;
         } else {
             const double one = longest(call.anchors, call.anchor_steps, call.n);
             reach = one * (own() ? one : longest(call.keys, call.key_steps, call.m)) * call.scale;
@@ -236,6 +266,7 @@ class Solver {
         s.place = memory.take<int64_t>(most), s.id = memory.take<uint64_t>(most);
         s.rows = memory.take<Real>(padded * panels * kernel.lanes);
         s.columns = memory.take<Real>(padded * call.features);
+        if (call.unit) s.length = memory.take<Real>(most);
         return s;
     }
 
@@ -350,20 +381,22 @@ class Solver {
             for (long j = 0; j < group.key_tiles; ++j) kernel.pack(k, j * tile, tile, call.features, Real(call.scale * unit()));
     }
 
-    void count_tasks() {
-        for (long g = 0; g < call.groups; ++g) {
-            const long i = groups[g].anchor_tiles, j = groups[g].key_tiles;
-            tasks[g + 1] = tasks[g] + (mirrored ? i * (i + 1) / 2 : i * j);
-        }
+    long pairs(const Group<Real>& group) const {
+        const long i = group.anchor_tiles, j = group.key_tiles;
+        return mirrored ? i * (i + 1) / 2 : i * j;
+    }
+
+    void count_rounds() {
+        for (const auto& group : groups) rounds = std::max(rounds, pairs(group));
     }
 
     double unit() const { return common ? LOG2_E : 1; }  // of logits
 
     void compute(long number, Real* room) {
-        const long g = std::upper_bound(tasks.begin(), tasks.end(), number) - tasks.begin() - 1;
-        Group<Real>& group = groups[g];
+        Group<Real>& group = groups[number % groups.size()];  // in turn, so that pairs of one rarely wait for another
+        if (number / long(groups.size()) >= pairs(group)) return;
         const Side<Real>&a = group.anchors, &k = *group.keys;
-        const Pair p = pair(group.anchor_tiles, group.key_tiles, mirrored, number - tasks[g]);
+        const Pair p = pair(group.anchor_tiles, group.key_tiles, mirrored, number / long(groups.size()));
         auto &one = group.anchors_done[p.i], &other = group.keys_done[p.j];
         while (one.load(std::memory_order_acquire) < p.before_i || other.load(std::memory_order_acquire) < p.before_j)
             std::this_thread::yield();
@@ -375,44 +408,13 @@ class Solver {
         if (&one != &other) other.fetch_add(1, std::memory_order_release);
     }
 
-    const Real* row(const Side<Real>& s, long i, long panel) const {
-        return s.rows + ((i / tile * panels + panel) * tile + i % tile) * kernel.lanes;
-    }
-
-    // Sums of positive logits: products with sums of keys, which follow one another as their ranges do.
-    void positive_sums(const Group<Real>& group, std::vector<double>& found) {
-        const Side<Real>&a = group.anchors, &k = *group.keys;
-        const long lanes = kernel.lanes;
-        std::vector<double> window(panels * lanes);
-        long low = 0, high = 0;
-        auto add = [&](long j, double sign) {
-            for (long p = 0; p < panels; ++p) {
-                const Real* x = row(k, j, p);
-                for (long d = 0; d < lanes; ++d) window[p * lanes + d] += sign * x[d];
-            }
-        };
-        for (long i = 0; i < a.count; ++i) {
-            if (a.low[i] >= high) {  // none of those before: start anew, so that nothing is left of them
-                std::fill(window.begin(), window.end(), 0.0);
-                low = high = a.low[i];
-            }
-            for (; high < a.high[i]; ++high) add(high, 1);
-            for (; low < a.low[i]; ++low) add(low, -1);
-            const long itself = mirrored ? i : a.itself ? a.itself[i] : -1;
-            const bool positive = itself >= low && itself < high;
-            double total = 0;
-            for (long p = 0; p < panels; ++p) {
-                const Real *x = row(a, i, p), *y = positive ? row(k, itself, p) : nullptr;
-                for (long d = 0; d < lanes; ++d) total += x[d] * (window[p * lanes + d] - (y ? y[d] : 0));
-            }
-            found[i] = total * call.scale;
-        }
-    }
-
     void finish(const Group<Real>& group, long g) {
         const long first = g * call.n;
         if (call.backward) {
             const Side<Real>&a = group.anchors, &k = group.others;
+            if (call.unit)
+                for (const Side<Real>* side : {&a, &k})
+                    if (side->gradient) kernel.project(*side, tile, call.features);
             if (own() && !mirrored)
                 for (long i = 0; i < call.n * call.features; ++i) a.gradient[i] += k.gradient[i];
             return;
@@ -424,8 +426,8 @@ class Solver {
         }
         std::fill_n(real(call.total, first), call.n, Real(0));
         const Side<Real>& a = group.anchors;
-        std::vector<double> totals(a.count);
-        positive_sums(group, totals);
+        std::vector<double> totals(a.count), window(panels * kernel.lanes);
+        kernel.positive_sums(a, *group.keys, mirrored, tile, call.features, window.data(), totals.data());
         for (long i = 0; i < a.count; ++i) {
             const long at = first + a.place[i], itself = mirrored ? i : a.itself ? a.itself[i] : -1;
             const bool positive = itself >= a.low[i] && itself < a.high[i];
@@ -437,7 +439,7 @@ class Solver {
                 if (counts[k])
                     *real(call.lse[k], at) = Real(std::log(sum) + (common ? shift : double(a.peak[k][i])));
             }
-            if (counts[POSITIVE]) *real(call.total, at) = Real(totals[i]);
+            if (counts[POSITIVE]) *real(call.total, at) = Real(totals[i] * call.scale);
         }
     }
 
@@ -467,12 +469,11 @@ class Solver {
         const long threads = std::max(1L, std::min(long(call.threads), long(work / WORK)));
         rooms = memory.take<Real>(threads * tile * tile);
         std::fill_n(rooms, threads * tile * tile, Real(0));
-        tasks.resize(call.groups + 1);
         Team team(threads);
-        return team.run([&](long rank) {
+        return team.run(call.runtime, [&](long rank) {
             team.each(0, call.groups, [&](long g) { prepare(groups[g], g); });
-            team.each(1, 1, [&](long) { count_tasks(); });
-            team.each(2, tasks.back(), [&](long number) { compute(number, rooms + rank * tile * tile); });
+            team.each(1, 1, [&](long) { count_rounds(); });
+            team.each(2, rounds * call.groups, [&](long number) { compute(number, rooms + rank * tile * tile); });
             team.each(3, call.groups, [&](long g) { finish(groups[g], g); });
         });
     }
@@ -494,6 +495,9 @@ __attribute__((visibility("default"))) int mmgl_solve(const native::Call* call) 
         return native::NO_MEMORY;
     }
 }
+
+// Of a `Call`, in bytes: a caller that means another one must not call.
+__attribute__((visibility("default"))) int mmgl_call_size() { return sizeof(native::Call); }
 
 __attribute__((visibility("default"))) const char* mmgl_instruction_set(int most) { return native::instruction_set(most).name; }
 }

@@ -350,10 +350,10 @@ void spread(const Tile<Real>& t, const Side<Real>& to, long first, long count, c
     constexpr long L = LANES<Real>;
     const long panels = (t.features + L - 1) / L;
     const Real* rows = from.rows + other * panels * L;
-    for (long i = 0; i < count; i += ROWS) {
-        const long begin = !KEYS && t.diagonal() ? i : 0;
-        const long end = KEYS && t.diagonal() && i + ROWS < terms ? i + ROWS : terms;
-        for (long p = 0; p < panels; ++p) {
+    for (long p = 0; p < panels; ++p)  // outside, so that a panel stays in the L1 cache
+        for (long i = 0; i < count; i += ROWS) {
+            const long begin = !KEYS && t.diagonal() ? i : 0;
+            const long end = KEYS && t.diagonal() && i + ROWS < terms ? i + ROWS : terms;
             Block<Real> block = {};
             const Real* panel = rows + (p * t.size + begin) * L;
             if (KEYS)
@@ -363,7 +363,6 @@ void spread(const Tile<Real>& t, const Side<Real>& to, long first, long count, c
             for (int r = 0; r < ROWS && i + r < count; ++r)
                 add<Real>(to.gradient + to.place[first + i + r] * t.features + p * L, block[r], t.scale, t.features - p * L);
         }
-    }
 }
 
 template <class Real>
@@ -378,6 +377,45 @@ void gradients(const Tile<Real>& t) {
         spread<Real, false>(t, *t.anchors, t.top, t.height, *t.keys, t.first, t.width);
     if (t.keys->gradient)
         spread<Real, true>(t, *t.keys, t.first, t.width, *t.anchors, t.top, t.height);
+}
+
+// Where the numbers of point `i` of a side begin, of the panel `p` of `panels`.
+template <class Real>
+INLINE Real* row(const Side<Real>& side, long i, long p, long panels, long size) {
+    return side.rows + ((i / size * panels + p) * size + i % size) * LANES<Real>;
+}
+
+// Gives a packed point unit length, and returns the length that it had. It is divided by its largest number first, so
+// that no square is too large or too small. A zero vector has no direction: it stays, and as its length is infinite,
+// its gradient is 0.
+template <class Real>
+INLINE Real make_unit(Real* to, long panels, long step) {
+    using V = Vector<Real>;
+    V most = {};
+    for (long p = 0; p < panels; ++p)
+        for (int half = 0; half < 2; ++half) {
+            V x = load(to + p * step + half * WIDTH<Real>);
+            x = x < 0 ? -x : x;
+            most = x <= most ? most : x;  // NaN too
+        }
+    Real largest = most[0];
+    for (int lane = 1; lane < WIDTH<Real>; ++lane) largest = most[lane] <= largest ? largest : most[lane];
+    if (largest == 0) return Real(__builtin_inf());
+    V squares = {};
+    for (long p = 0; p < panels; ++p)
+        for (int half = 0; half < 2; ++half) {
+            Real* at = to + p * step + half * WIDTH<Real>;
+            const V x = load(at) / largest;
+            store(at, x);
+            squares += x * x;
+        }
+    const Real root = Real(__builtin_sqrt(sum<Real>(squares)));
+    for (long p = 0; p < panels; ++p)
+        for (int half = 0; half < 2; ++half) {
+            Real* at = to + p * step + half * WIDTH<Real>;
+            store(at, load(at) / root);
+        }
+    return root * largest;
 }
 
 // Both layouts of the points of the tile that begins at `first`, zeros after the last feature and the last point.
@@ -398,6 +436,7 @@ void pack(const Side<Real>& side, long first, long size, long features, Real sca
                 else
                     for (long d = 0; d < L; ++d) to[d] = d < within ? point[(p * L + d) * side.feature_step] : Real(0);
             }
+            if (point && side.length) side.length[first + i] = make_unit<Real>(rows + i * L, panels, size * L);
         }
         for (long d = 0; d < features; ++d, columns += L) {
             const Real* from = rows + (d / L * size + begin) * L + d % L;
@@ -406,8 +445,65 @@ void pack(const Side<Real>& side, long first, long size, long features, Real sca
     }
 }
 
+// Sums of positive logits: products with sums of keys, which follow one another as the ranges of positives do. `window`
+// has room for the numbers of one packed point.
 template <class Real>
-constexpr Kernels<Real> KERNELS = {ROWS, LANES<Real>, pack<Real>, sums<Real>, gradients<Real>};
+void positive_sums(const Side<Real>& a, const Side<Real>& k, bool mirrored, long size, long features, double* window,
+                   double* found) {
+    constexpr long L = LANES<Real>;
+    const long panels = (features + L - 1) / L;
+    long low = 0, high = 0;
+    auto add = [&](long j, double sign) {
+        for (long p = 0; p < panels; ++p) {
+            const Real* x = row(k, j, p, panels, size);
+            for (long d = 0; d < L; ++d) window[p * L + d] += sign * x[d];
+        }
+    };
+    for (long i = 0; i < a.count; ++i) {
+        if (a.low[i] >= high) {  // none of those before: start anew, so that nothing is left of them
+            for (long d = 0; d < panels * L; ++d) window[d] = 0;
+            low = high = a.low[i];
+        }
+        for (; high < a.high[i]; ++high) add(high, 1);
+        for (; low < a.low[i]; ++low) add(low, -1);
+        const long itself = mirrored ? i : a.itself ? a.itself[i] : -1;
+        const bool positive = itself >= low && itself < high;
+        double parts[L] = {};
+        for (long p = 0; p < panels; ++p) {
+            const Real* x = row(a, i, p, panels, size);
+            const Real* y = positive ? row(k, itself, p, panels, size) : nullptr;
+            for (long d = 0; d < L; ++d) parts[d] += x[d] * (window[p * L + d] - (y ? double(y[d]) : 0.0));
+        }
+        found[i] = 0;
+        for (double part : parts) found[i] += part;
+    }
+}
+
+// From gradients of unit vectors z to those of the points as given: dx = (dz - z <z, dz>) / |x|.
+template <class Real>
+void project(const Side<Real>& side, long size, long features) {
+    constexpr long L = LANES<Real>;
+    const long panels = (features + L - 1) / L;
+    for (long i = 0; i < side.count; ++i) {
+        Real* gradient = side.gradient + side.place[i] * features;
+        Real parts[L] = {}, along = 0;
+        auto each_panel = [&](auto act) {
+            for (long p = 0; p < panels; ++p)
+                act(gradient + p * L, row(side, i, p, panels, size), features - p * L < L ? features - p * L : L);
+        };
+        each_panel([&](const Real* dz, const Real* z, long count) {
+            for (long d = 0; d < count; ++d) parts[d] += dz[d] * z[d];
+        });
+        for (Real part : parts) along += part;
+        each_panel([&](Real* dz, const Real* z, long count) {
+            for (long d = 0; d < count; ++d) dz[d] = (dz[d] - z[d] * along) / side.length[i];
+        });
+    }
+}
+
+template <class Real>
+constexpr Kernels<Real> KERNELS = {ROWS,        LANES<Real>,     pack<Real>,          sums<Real>,
+                                   gradients<Real>, positive_sums<Real>, project<Real>};
 
 }  // namespace
 

@@ -20,8 +20,9 @@ struct Side {
     int64_t* place;           // which of the points given stands here
     uint64_t* id;             // ids as numbers that sort as they do
     // Packed tile by tile, since products read it so, panel after panel of LANES numbers:
-    Real* rows;               // [tile][features / LANES][point][LANES], as given
+    Real* rows;               // [tile][features / LANES][point][LANES], as given or of unit length
     Real* columns;            // [tile][points / LANES][feature][LANES], scaled, so that products are logits
+    Real* length;             // of the points as given, infinite of a zero vector; null where none is made a unit vector
     Real* offset;             // of keys: added to every logit with them; so small beyond `count` that exp2 gives 0
     int64_t *low, *high;      // of anchors: the keys low <= j < high are the positives
     int64_t* itself;          // of anchors: its own key, -1 for none; null where a tile need not ask
@@ -53,6 +54,9 @@ struct Kernels {
     void (*pack)(const Side<Real>&, long first, long size, long features, Real scale);
     void (*sums)(const Tile<Real>&);
     void (*gradients)(const Tile<Real>&);
+    void (*positive_sums)(const Side<Real>& anchors, const Side<Real>& keys, bool mirrored, long size, long features,
+                          double* window, double* found);
+    void (*project)(const Side<Real>&, long size, long features);
 };
 
 struct InstructionSet {

@@ -14,6 +14,8 @@ from mmgl_losses.contrast.ranges import Sorted, sort, unsort
 from mmgl_losses.contrast.tiled import strips, tiles
 from mmgl_losses.contrast.tiled.shift import constant_shift
 
+NORMALISES: bool = False
+
 
 def refuses(problem: Problem) -> None:
     """It takes everything."""

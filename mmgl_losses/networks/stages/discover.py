@@ -20,10 +20,13 @@ from mmgl_losses.networks.trace import network, record
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# As many weights as heads in the calls that are printed: the paper's three, or the last of them with the sum 1.
+_WEIGHTS = {1: "(1.0,)", 2: "(0.25, 0.75)", 3: "(0.2, 0.2, 0.6)"}
+
 
 @dataclass(frozen=True)
 class Stages:
-    """The tap points of a network; ``print`` shows them as a table with the call that attaches heads to them.
+    """The tap points of a network; ``print`` shows them as a table with the calls that attach heads and make the loss.
 
     Attributes:
         encoder: names of modules, shallow to deep, the bottleneck last.
@@ -38,7 +41,7 @@ class Stages:
     untapped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The table, and the call to paste."""
+        """The table, and the calls to paste."""
         parts = [table(self.rows)] if self.rows else []
         if not self.rows and not self.untapped:
             parts.append("No stages: nothing that the network returns descends from a feature map with spatial axes.")
@@ -48,13 +51,14 @@ class Stages:
             parts.append("No decoder: no layer runs at a finer size after the coarsest one. Tap the encoder.")
         if self.untapped:
             parts.append("\n".join(["Not tapped, or tapped earlier than it ends:", *self.untapped]))
-        for names, head, comment in (
-            (self.encoder, "GlobalHead", "global contrast, on the encoder"),
-            (self.decoder, "LocalHead", "local contrast, on the decoder"),
+        for names, head, loss, comment in (
+            (self.encoder, "GlobalHead", "MultiScaleGlobalContrast", "global contrast, on the encoder"),
+            (self.decoder, "LocalHead", "MultiScaleLocalSupCon", "local contrast, on the decoder"),
         ):
             if names:
                 entries = "".join(f"    {json.dumps(name, ensure_ascii=False)}: {head},\n" for name in names[-3:])
-                parts.append(f"# {comment}\ntapped = attach_heads(net, example, {{\n{entries}}})")
+                made = f"loss = {loss}(weights={_WEIGHTS[len(names[-3:])]})"
+                parts.append(f"# {comment}\ntapped = attach_heads(net, example, {{\n{entries}}})\n{made}")
         return "\n\n".join(parts)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":

@@ -90,7 +90,7 @@ def _drawable(rows: int) -> None:
     if not rows:
         raise ValueError(checks.message("at least one stage to draw", "none"))
     if importlib.util.find_spec("matplotlib") is None:
-        cure = 'Install it with `pip install matplotlib`, or with the extra `pip install "mmgl-losses[examples]"`.'
+        cure = 'Install it with `pip install matplotlib`, or with the extra `pip install "mmgl-losses[plot]"`.'
         raise ModuleNotFoundError(
             checks.message("matplotlib, to draw stages", "no such package", cure), name="matplotlib"
         )

@@ -1,0 +1,115 @@
+"""What predictions and labels have in common, in sums: class by class, or region by region where those overlap."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgl_losses import checks
+from mmgl_losses.checks import message, typed
+
+Regions: TypeAlias = Sequence[int | Sequence[int]]
+
+
+class Sums(NamedTuple):
+    """What a loss is made of; p is a probability, t what is true."""
+
+    hit: Tensor  #: (B, C): sum of p · t
+    predicted: Tensor  #: (B, C): sum of p, or of its square
+    true: Tensor  #: (B, C): sum of t
+    counted: Tensor  #: (B,): the sample has a point that counts
+    likelihood: Tensor | None  #: scalar: sum of w · log p of what is true, where cross-entropy is wanted
+    points: Tensor | None  #: scalar: sum of w
+
+
+def of_classes(
+    logits: Tensor, y: Tensor, keep: Tensor | None, *, squared: bool, entropy: bool, weights: Tensor | None
+) -> Sums:
+    """Each point is of one class, so nothing is one-hot.
+
+    Args:
+        logits: (B, C, n).
+        y: (B, n), the class of each point.
+        keep: (B, n) bool: points that count; None: all.
+        squared: squared probabilities in `predicted`.
+        entropy: the likelihood is wanted.
+        weights: (C,), of the likelihood.
+    """
+    log_p = logits.log_softmax(1) if entropy else None
+    p = logits.softmax(1) if log_p is None else log_p.exp()
+
+    def by_class(values: Tensor) -> Tensor:
+        return values.new_zeros(len(y), logits.shape[1]).scatter_add(1, y, _kept(values, keep))
+
+    hit, true = by_class(p.gather(1, y[:, None]).squeeze(1)), by_class(torch.ones_like(logits[:, 0]))
+    predicted = _kept(p.square() if squared else p, keep).sum(2)
+    likelihood = points = None
+    if log_p is not None:
+        own = log_p.gather(1, y[:, None]).squeeze(1)
+        weight = torch.ones_like(own) if weights is None else weights[y]
+        likelihood, points = _kept(own * weight, keep).sum(), _kept(weight, keep).sum()
+    return Sums(hit, predicted, true, true.sum(1) > 0, likelihood, points)
+
+
+def of_regions(
+    logits: Tensor,
+    y: Tensor,
+    keep: Tensor | None,
+    regions: Sequence[Sequence[int]],
+    *,
+    squared: bool,
+    entropy: bool,
+    weights: Tensor | None,
+) -> Sums:
+    """Each point is in some of the regions, or in none; one channel of logits for each. Otherwise as `of_classes`."""
+    t = torch.stack([torch.stack([y == label for label in region]).any(0) for region in regions], 1)
+    p = logits.sigmoid()
+    hit, true = _kept(torch.where(t, p, 0.0), keep).sum(2), _kept(t.to(p.dtype), keep).sum(2)
+    predicted = _kept(p.square() if squared else p, keep).sum(2)
+    counted = y.new_ones(len(y), dtype=torch.bool) if keep is None else keep.any(1)
+    likelihood = points = None
+    if entropy:
+        own = F.logsigmoid(logits * (2.0 * t - 1.0))  # log p where it is true, log(1 - p) elsewhere
+        weight = torch.ones_like(own) if weights is None else weights[:, None].expand_as(own)
+        likelihood, points = _kept(own * weight, keep).sum(), _kept(weight, keep).sum()
+    return Sums(hit, predicted, true, counted, likelihood, points)
+
+
+def _kept(values: Tensor, keep: Tensor | None) -> Tensor:
+    """Values (B, n) or (B, C, n) where points (B, n) count, 0 elsewhere."""
+    return values if keep is None else values * keep.view(len(keep), *[1] * (values.ndim - 2), keep.shape[1])
+
+
+def labels_of(region: int | Sequence[int]) -> Sequence[int]:
+    """The labels that make up a region, which may be a single one."""
+    return [region] if isinstance(region, int) else region
+
+
+def check_class_weights(value: object) -> tuple[float, ...]:
+    """Finite weights of at least 0, not all 0."""
+    if hasattr(value, "tolist"):  # of numpy or torch
+        value = value.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(message("`class_weights` to be a sequence of numbers, one for each channel", typed(value)))
+    checked = tuple(checks.number(f"class_weights[{i}]", weight, least=0.0) for i, weight in enumerate(value))
+    if not any(checked):
+        raise ValueError(message("at least one of `class_weights` above 0", repr(value)))
+    return checked
+
+
+def check_regions(value: object, ignore_index: int | None) -> tuple[tuple[int, ...], ...]:
+    """The labels of each region: at least one, none of them 0 or `ignore_index`."""
+    expected = "`regions` to be a sequence with the labels of each region, such as ((1, 2, 3), (2, 3), (3,))"
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(message(expected, typed(value)))
+    regions = []
+    for i, region in enumerate(value):
+        labels = region if isinstance(region, Sequence) and not isinstance(region, str) else [region]
+        regions.append(tuple(checks.integer(f"regions[{i}]", label, least=1) for label in labels))
+    if not regions or not all(regions):
+        raise ValueError(message(expected, repr(value)))
+    if any(ignore_index in region for region in regions):
+        raise ValueError(message(f"`regions` without ignore_index={ignore_index}", repr(value)))
+    return tuple(regions)
