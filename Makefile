@@ -81,10 +81,12 @@ $(VENV)/.docs: $(VENV)/.examples
 	$(PIP) --group docs
 	touch $@
 
+# Pins of these alone: others of constraints.txt are not for every Python that the package is for.
 .venv-fast/.done: pyproject.toml constraints.txt hatch_build.py
 	$(PYTHON) -m venv .venv-fast
 	.venv-fast/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	.venv-fast/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group fast
+	grep -E "^(torch|einops|hypothesis|pytest|pytest-xdist)==" constraints.txt > .venv-fast/constraints.txt
+	.venv-fast/bin/python -m pip install --quiet --constraint .venv-fast/constraints.txt --editable . --group fast
 	touch $@
 
 # These libraries need torchvision, whose builds for CUDA break others where torch has none: an environment of their own.

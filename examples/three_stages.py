@@ -31,7 +31,6 @@ def patient(number: int, slices: int = 8) -> tuple[Tensor, Tensor]:
     ellipses = [  # label (0 is background), centre, radii, intensity: painted one over the other
         (0, 0.0, 0.0, 0.92, 0.75, tissue),
         *[(0, side, 0.0, 0.33, 0.55, lung) for side in (-0.5, 0.5)],
-        (0, draw(-0.3, -0.2), draw(0.28, 0.36), 0.12, 0.12, blood),  # a vein that looks like an aorta
         (4, draw(0.2, 0.3), draw(0.4, 0.46), draw(0.12, 0.15), draw(0.12, 0.15), blood),
         (3, draw(-0.2, -0.1), draw(-0.15, -0.05), draw(0.24, 0.3), draw(0.18, 0.24), blood * draw(0.85, 1)),
         (2, 0.15, 0.0, draw(0.27, 0.32), draw(0.24, 0.3), muscle),
