@@ -5,15 +5,24 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 DATA ?=
 
+# What needs torch, pytest and hypothesis alone.
+FAST := mmgl_losses $(foreach name,contrast derivatives functional global_levels heads known_pairs laws native options plugins sampling taps unet,tests/test_$(name).py)
+
 NATIVE := mmgl_losses/contrast/native/engine.so
 
-.PHONY: versions networks demo test test-examples native sanitize coverage lint docs bench clean
+.PHONY: help versions networks demo test test-fast test-examples native sanitize coverage lint docs notebooks bench clean
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
 
 demo: native  ## deep supervision alone, MMGL, and MMGL with self-training, side by side; DATA=DIR takes your volumes
 	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/.test native  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: .venv-fast/.done  ## the package alone, with torch, pytest and hypothesis: under two minutes
+	.venv-fast/bin/python -m pytest -n 2 --dist worksteal $(FAST)
 
 test-examples: $(VENV)/.test native  ## the tests of the example pipeline alone
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/examples
@@ -42,6 +51,9 @@ networks: .venv-networks/.done  ## every network of the list, and the page about
 docs: $(VENV)/.docs  ## the documentation as HTML in docs/_build/html
 	$(BIN)/python -m sphinx -W -n -b html docs docs/_build/html
 
+notebooks: $(VENV)/.docs  ## examples/notebooks from the tutorials of the documentation
+	$(BIN)/python -m docs.notebooks
+
 bench: $(VENV)/.test native  ## time, peak memory and error beside the peers, and the figures of the documentation
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks plots benchmarks/results/cpu.csv
@@ -69,6 +81,14 @@ $(VENV)/.docs: $(VENV)/.examples
 	$(PIP) --group docs
 	touch $@
 
+# Pins of these alone: others of constraints.txt are not for every Python that the package is for.
+.venv-fast/.done: pyproject.toml constraints.txt hatch_build.py
+	$(PYTHON) -m venv .venv-fast
+	.venv-fast/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	grep -E "^(torch|einops|hypothesis|pytest|pytest-xdist)==" constraints.txt > .venv-fast/constraints.txt
+	.venv-fast/bin/python -m pip install --quiet --constraint .venv-fast/constraints.txt --editable . --group fast
+	touch $@
+
 # These libraries need torchvision, whose builds for CUDA break others where torch has none: an environment of their own.
 .venv-networks/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-networks
@@ -76,5 +96,5 @@ $(VENV)/.docs: $(VENV)/.examples
 	.venv-networks/bin/python -m pip install --quiet --constraint constraints.txt --group networks
 	touch $@
 
-clean:
-	rm -rf $(NATIVE) $(VENV) .venv-networks build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+clean:  ## all that was made
+	rm -rf $(NATIVE) $(VENV) .venv-networks .venv-fast build dist docs/_build .pytest_cache .ruff_cache .hypothesis

@@ -2,36 +2,42 @@
 
 import re
 import sys
+import zlib
 from pathlib import Path
 
 import mmgl_losses
 
 ROOT = Path(__file__).parent.parent
 # The pictures use the phantom of the pipeline.
-sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "gallery")]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "docs" / "gallery")]
 
 project = "mmgl-losses"
-author = "The mmgl-losses authors"
+author = "the mmgl-losses developers"
+REPOSITORY = "https://github.com/mmgl-losses/mmgl-losses"
 copyright = author
 release = version = mmgl_losses.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "mathml",
 ]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-mathjax4_config = {"output": {"displayOverflow": "linebreak"}}
+html_math_renderer = "mathml"
 exclude_patterns = [
     "_build",
     "gallery",
+    "lessons",
     "results",
     "sg_execution_times.rst",
     "pictures/sg_execution_times.rst",
+    "tutorials/sg_execution_times.rst",
 ]
 default_role = "code"
 
@@ -39,7 +45,11 @@ html_theme = "furo"
 html_title = f"mmgl-losses {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_theme_options = {
+    "source_repository": REPOSITORY,
+    "source_branch": "main",
+    "source_directory": "docs/",
     "light_css_variables": {
         "code-font-size": "var(--font-size--small--2)",
         "color-brand-primary": "#0b5c96",
@@ -60,8 +70,8 @@ napoleon_custom_sections = ["Shape"]
 nitpick_ignore_regex = [("py:.*", r".*")]
 
 sphinx_gallery_conf = {
-    "examples_dirs": "gallery",
-    "gallery_dirs": "pictures",
+    "examples_dirs": ["lessons", "gallery"],
+    "gallery_dirs": ["tutorials", "pictures"],
     "filename_pattern": r"plot_",
     "ignore_pattern": r"scene\.py",
     "within_subsection_order": "FileNameSortKey",
@@ -75,6 +85,11 @@ sphinx_gallery_conf = {
 }
 suppress_warnings = ["config.cache"]
 
+intersphinx_mapping = {"torch": ("https://docs.pytorch.org/docs/stable/", "torch.inv")}
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
+
 _NAMES = {name: f"mmgl_losses.{name}" for name in dir(mmgl_losses) if name[0].isupper()} | {
     name: f"mmgl_losses.functional.{name}" for name in mmgl_losses.functional.__all__
 }
@@ -86,6 +101,22 @@ _NAMES |= {
 }
 _NAMES |= {"PairLogSumExp": "mmgl_losses.contrast.PairLogSumExp"}
 _LINKS = {f"`{name}`": f":py:obj:`{name} <{full}>`" for name, full in _NAMES.items()}
+
+
+_TORCH = {
+    "torch.Tensor": "tensors.html#torch.Tensor",
+    "torch.dtype": "tensor_attributes.html#torch.dtype",
+    "torch.nn.Module": "generated/torch.nn.Module.html#torch.nn.Module",
+    "torch.nn.modules.module.Module": "generated/torch.nn.Module.html#torch.nn.Module",
+}
+
+
+def _write_inventory(app):
+    """The names of torch that our pages use, as intersphinx reads them: so building needs no network."""
+    rows = "".join(f"{name} py:class 1 {place} -\n" for name, place in _TORCH.items())
+    head = "# Sphinx inventory version 2\n# Project: torch\n# Version: stable\n"
+    head += "# The remainder of this file is compressed using zlib.\n"
+    (Path(app.srcdir) / "torch.inv").write_bytes(head.encode() + zlib.compress(rows.encode()))
 
 
 def _write_out(app, what, name, obj, options, lines):
@@ -102,5 +133,7 @@ def _write_out(app, what, name, obj, options, lines):
 
 
 def setup(app):
-    """Runs before napoleon, which reads the sections."""
-    app.connect("autodoc-process-docstring", _write_out, priority=100)
+    app.connect("builder-inited", _write_inventory, priority=100)  # before intersphinx
+    app.connect(
+        "autodoc-process-docstring", _write_out, priority=100
+    )  # before napoleon, which reads the sections

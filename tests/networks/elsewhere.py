@@ -14,7 +14,8 @@ from mmgl_losses import DeepSupervisionDice  # noqa: E402
 from mmgl_losses.functional import soft_dice  # noqa: E402
 from tests.networks.zoo import ZOO  # noqa: E402
 
-PAGE = Path(__file__).parents[2] / "docs" / "networks_howto.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / "networks_howto.md", *sorted((DOCS / "howto").glob("smp_*.md"))]
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the networks' own libraries
 
 
@@ -50,9 +51,10 @@ def test_hugging_face_masks_of_queries_are_refused():
         DeepSupervisionDice(weights=(1.0,))(output, labels)
 
 
-def test_blocks_of_the_guide():
-    blocks = re.findall(r"^```python networks\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_of_the_pages(page):
+    blocks = re.findall(r"^```python networks\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     names: dict = {"__name__": "page"}
     for number, block in enumerate(blocks):
-        exec(compile(block, f"{PAGE.name}, block {number + 1}", "exec"), names)
-    assert len(blocks) >= 3
+        exec(compile(block, f"{page.name}, block {number + 1}", "exec"), names)
+    assert blocks

@@ -1,0 +1,100 @@
+r"""
+Which loss am I training?
+=========================
+
+A contrastive loss does not fall to zero, and its value depends on the batch. ``diagnose`` says where the value stands
+between two numbers that can be computed: its floor, and its value at chance.
+
+`Open this page in Colab
+<https://colab.research.google.com/github/mmgl-losses/mmgl-losses/blob/main/examples/notebooks/which_loss.ipynb>`_.
+"""
+
+# %%
+# A value, and what it means
+# ------------------------------
+#
+# Two images with four classes in blocks, and two levels of random features. No network has learned anything yet.
+
+import matplotlib.pyplot as plt
+import torch
+
+from mmgl_losses import MultiScaleLocalSupCon
+
+torch.manual_seed(0)
+labels = torch.randint(4, (2, 8, 8)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+features = [torch.randn(2, 16, 8, 8), torch.randn(2, 16, 16, 16)]
+loss = MultiScaleLocalSupCon(weights=(0.4, 0.6))
+print(loss.diagnose(features, labels))
+
+# %%
+# ``floor`` is the loss of perfect features with these labels. ``chance`` is the loss when all features are equal.
+# Random features are worse than chance: they are spread without regard to the labels.
+#
+# Now the features themselves are trained, without a network. Both levels go the same way, from chance to the floor,
+# at values that have nothing to do with one another.
+
+points = [torch.nn.Parameter(feature) for feature in features]
+optimiser = torch.optim.Adam(points, lr=0.05)
+history = []
+for _ in range(100):
+    optimiser.zero_grad()
+    loss(points, labels).backward()
+    optimiser.step()
+    history.append(loss.diagnose(points, labels))
+
+fig, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
+for i, colour in enumerate(("#0072b2", "#d55e00")):
+    levels = [report.levels[i] for report in history]
+    axes[0].plot([level.loss for level in levels], color=colour, label=f"level {i}")
+    axes[0].axhline(levels[0].floor, color=colour, linestyle=":")
+    axes[0].axhline(levels[0].chance, color=colour, linestyle="--", linewidth=0.8)
+    axes[1].plot([level.progress for level in levels], color=colour)
+axes[0].set(xlabel="step", title="loss; floor dotted, chance dashed")
+axes[0].legend(frameon=False)
+axes[1].set(xlabel="step", title="progress: 0 at chance, 1 at the floor", ylim=(-0.6, 1.05))
+axes[1].axhline(0, color="0.8", linewidth=1)
+plt.show()
+
+# %%
+# The last report. Log ``report.progress``, and you can compare levels, batches and runs.
+
+print(history[-1])
+
+# %%
+# The same features under other names
+# -----------------------------------
+#
+# A formula says where the logarithm stands and who is in the denominator. The value of one says nothing about the
+# value of another; progress can be compared.
+
+for formula in ("supcon", "supcon_in", "mmgl"):
+    report = MultiScaleLocalSupCon(weights=(0.4, 0.6), formula=formula).diagnose(points, labels)
+    print(
+        f"{formula:>9}: loss {sum(x.weight * x.loss for x in report.levels):8.4f}, progress {report.progress:.2f}"
+    )
+
+# %%
+# What an anchor meets
+# --------------------
+#
+# ``pairs`` and ``background`` decide which points are compared. That shows in the numbers of anchors and positives.
+
+for pairs in ("image", "batch"):
+    for background in ("anchor", "key", "ignore"):
+        options = MultiScaleLocalSupCon(weights=(1.0,), pairs=pairs, background=background)
+        level = options.diagnose(points[1:], labels).levels[0]
+        print(
+            f"{pairs:>6} {background:>7}: {sum(level.valid.values()):4} anchors, {level.positives:6.1f} positives each"
+        )
+
+# %%
+# When there is nothing to learn
+# ------------------------------
+#
+# With one class there are no negatives. The loss says so, and its gradient is zero and not NaN.
+
+print(loss.diagnose(features, torch.zeros_like(labels)).sentence)
+
+# %%
+# `Is it learning? <https://mmgl-losses.github.io/mmgl-losses/learning.html>`_ says what to do about each sentence,
+# and `the guide to the options <https://mmgl-losses.github.io/mmgl-losses/choices.html>`_ which option to take.
