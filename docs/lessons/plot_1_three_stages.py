@@ -47,14 +47,6 @@ def patient(number: int, slices: int = 8) -> tuple[Tensor, Tensor]:
     ellipses = [  # label (0 is background), centre, radii, intensity: painted one over the other
         (0, 0.0, 0.0, 0.92, 0.75, tissue),
         *[(0, side, 0.0, 0.33, 0.55, lung) for side in (-0.5, 0.5)],
-        (
-            0,
-            draw(-0.3, -0.2),
-            draw(0.28, 0.36),
-            0.12,
-            0.12,
-            blood,
-        ),  # a vein that looks like an aorta
         (4, draw(0.2, 0.3), draw(0.4, 0.46), draw(0.12, 0.15), draw(0.12, 0.15), blood),
         (
             3,
@@ -152,7 +144,7 @@ def dice(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 # Two augmentations of a slice are alike, and unlike those of all other slices. The heads are on the last stages of
 # the encoder. The optimiser is made once, with the parameters of network and heads.
 
-STEPS = 150, 100, 300
+STEPS = 150, 100, 200
 
 torch.manual_seed(0)
 start = mmgl.UNet(1, 5, channels=(8, 16, 32, 64), norm="batch")
@@ -161,7 +153,7 @@ contrast = mmgl.MultiScaleGlobalContrast(weights=(0.2, 0.2, 0.6))
 taps = {name: mmgl.GlobalHead for name in ("pools.1", "pools.2", "up")}
 tapped = mmgl.attach_heads(net.encoder, images[:2], taps, output=False)
 optimiser = torch.optim.Adam(tapped.parameters(), lr=1e-3)
-schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS[0])
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=STEPS[0])
 
 for _ in range(STEPS[0]):
     batch = images[torch.randint(len(images), (16,))]
@@ -187,7 +179,7 @@ contrast = mmgl.MultiScaleLocalSupCon(weights=(0.2, 0.2, 0.6))
 taps = {f"decoder.blocks.{i}": partial(mmgl.LocalHead, stride=2) for i in (0, 1, 2)}
 tapped = mmgl.attach_heads(net, images[:2], taps, output=False)
 optimiser = torch.optim.Adam(tapped.parameters(), lr=1e-3)
-schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS[1])
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=STEPS[1])
 
 for _ in range(STEPS[1]):
     chosen = torch.randint(len(labelled[0]), (8,))
@@ -219,7 +211,7 @@ def finetune(net: nn.Module) -> list[float]:
     }
     tapped = mmgl.attach_heads(net, images[:2], taps)
     optimiser = torch.optim.Adam(tapped.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS[2])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=STEPS[2])
     curve, weights = [], []
     for step in range(1, STEPS[2] + 1):
         chosen = torch.randint(len(labelled[0]), (8,))
@@ -259,6 +251,6 @@ for name, trained in (("random initialisation", random_init), ("three stages", n
     print("".join(f"{score:8.3f}" for score in (scores.mean(), *scores)), name)
 
 # %%
-# One run says little: another seed moves such numbers by more than most methods do, and the second network had more
-# training. The script repeats it over several seeds, and `the page on reproduction
-# <https://mmgl-losses.github.io/mmgl-losses/reproduction.html>`_ has real hearts and the controls.
+# One run says little: another seed moves such numbers by more than most methods do. On images as simple as these the
+# two networks end level. The script repeats it over several seeds. Real hearts, and the controls, are on `the page on
+# reproduction <https://mmgl-losses.github.io/mmgl-losses/reproduction.html>`_.
