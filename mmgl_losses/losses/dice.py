@@ -12,7 +12,7 @@ from mmgl_losses import checks
 from mmgl_losses.checks import message
 from mmgl_losses.distributed import total, world
 from mmgl_losses.losses.diagnostics import Diagnostics, LevelDiagnostics
-from mmgl_losses.losses.levels import Levels, MultiScale, Reduction, Weights, check_labels, settle, weighted_sum
+from mmgl_losses.losses.levels import Levels, MultiScale, Reduction, Weights, check_labels, settle, vector, weighted_sum
 from mmgl_losses.losses.overlap import (
     Regions,
     Sums,
@@ -247,7 +247,8 @@ def _checked(levels: dict[str, Tensor], labels: Tensor, options: DiceOptions) ->
 def _loss(logits: Tensor, labels: Tensor, options: DiceOptions) -> Tensor:
     sums, gather, share = _sums(logits, labels, options), options.gather, options.cross_entropy
     ones, counted = _coefficients(sums, options)
-    losses, weights = ones.mean(1).sum(), _vector(options.class_weights, ones)
+    losses = ones.mean(1).sum()
+    weights = None if options.class_weights is None else vector(options.class_weights, ones)
     if weights is not None:
         weights = weights[options.first :]
         losses = (ones * weights).sum() / weights.sum()
@@ -282,16 +283,12 @@ def _sums(logits: Tensor, labels: Tensor, options: DiceOptions) -> Sums:
     keep = None if options.ignore_index is None else y != options.ignore_index
     if keep is not None:
         wide, y = torch.where(keep[:, None], wide, 0.0), torch.where(keep, y, 0)
-    weights = _vector(options.class_weights, wide) if options.cross_entropy else None
+    counted = options.class_weights if options.cross_entropy else None
+    weights = None if counted is None else vector(counted, wide)
     wanted = {"squared": options.squared, "entropy": options.cross_entropy > 0, "weights": weights}
     if options.regions is None:
         return of_classes(wide, y, keep, **wanted)
     return of_regions(wide, y, keep, [labels_of(region) for region in options.regions], **wanted)
-
-
-def _vector(weights: Sequence[float] | None, like: Tensor) -> Tensor | None:
-    """Weights (C,) beside `like`; a copy of them would wait for the device."""
-    return None if weights is None else torch.stack([like.new_full((), weight) for weight in weights])
 
 
 def _check_channels(name: str, channels: int, options: DiceOptions) -> None:

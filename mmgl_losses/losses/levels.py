@@ -77,12 +77,16 @@ def halving(levels: int, *, coarsest: bool = True) -> tuple[float, ...]:
     return (*[0.0] * left_out, *(2**level / (2**counting - 1) for level in range(counting)))
 
 
+def vector(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """The numbers as a tensor beside `like`; written there by the device, as a copy of them would wait for it."""
+    if like.device.type == "cpu":
+        return like.new_tensor(numbers)
+    return torch.stack([like.new_full((), number) for number in numbers])
+
+
 def weighted_sum(losses: Tensor, weights: Sequence[float]) -> Tensor:
     """The sum of weight · loss over L levels, (L,)."""
-    if losses.device.type == "cpu":
-        return torch.dot(losses, losses.new_tensor(weights))
-    # Elsewhere a copy of the weights would wait for the device.
-    return torch.dot(losses, torch.stack([losses.new_full((), weight) for weight in weights]))
+    return torch.dot(losses, vector(weights, losses))
 
 
 def check_fixed_temperature(value: object) -> None:

@@ -48,8 +48,8 @@ def of_classes(
     likelihood = points = None
     if log_p is not None:
         own = log_p.gather(1, y[:, None]).squeeze(1)
-        weight = torch.ones_like(own) if weights is None else weights[y]
-        likelihood, points = _kept(own * weight, keep).sum(), _kept(weight, keep).sum()
+        share = torch.ones_like(own) if weights is None else weights[y]
+        likelihood, points = _kept(own * share, keep).sum(), _kept(share, keep).sum()
     return Sums(hit, predicted, true, true.sum(1) > 0, likelihood, points)
 
 
@@ -72,8 +72,8 @@ def of_regions(
     likelihood = points = None
     if entropy:
         own = F.logsigmoid(logits * (2.0 * t - 1.0))  # log p where it is true, log(1 - p) elsewhere
-        weight = torch.ones_like(own) if weights is None else weights[:, None].expand_as(own)
-        likelihood, points = _kept(own * weight, keep).sum(), _kept(weight, keep).sum()
+        share = torch.ones_like(own) if weights is None else weights[:, None].expand_as(own)
+        likelihood, points = _kept(own * share, keep).sum(), _kept(share, keep).sum()
     return Sums(hit, predicted, true, counted, likelihood, points)
 
 
