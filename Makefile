@@ -15,7 +15,7 @@ NATIVE := mmgl_losses/contrast/native/engine.so
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
 
-demo: native  ## the three stages of MMGL beside random initialisation; DATA=DIR takes your volumes
+demo: native  ## deep supervision alone, MMGL, and MMGL with self-training, side by side; DATA=DIR takes your volumes
 	$(BIN)/python -m examples.mmwhs demo $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/.test native  ## the whole test suite

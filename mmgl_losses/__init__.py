@@ -18,6 +18,11 @@ Networks
     load_matching, Loaded       weights in a network with other classes, and what was loaded
     UNet                        the reference network of the paper (not brought by ``import *``)
 
+Unlabelled images
+    MeanTeacher                 a moving average of a model, which labels images that have no labels
+    pseudo_labels               the labels that a teacher is sure of
+    copy_paste                  mixes labelled and unlabelled images, each pixel with its own label
+
 Parts
     functional                  the losses as functions
     pair_logsumexp, PairTerms   the primitive that every contrast is made of, and what a formula is given
@@ -35,6 +40,7 @@ from mmgl_losses.losses.levels import halving
 from mmgl_losses.networks.attach import attach_heads
 from mmgl_losses.networks.heads import GlobalHead, LocalHead, SegmentationHead
 from mmgl_losses.networks.load import Loaded, load_matching
+from mmgl_losses.networks.selftraining import MeanTeacher, copy_paste, pseudo_labels
 from mmgl_losses.networks.stages import Stages, discover_stages
 from mmgl_losses.networks.taps import FeatureTaps, TappedModel
 from mmgl_losses.networks.unet import UNet as UNet  # not in `__all__`: many have a UNet of their own
@@ -47,6 +53,7 @@ __all__ = [
     "GlobalHead",
     "Loaded",
     "LocalHead",
+    "MeanTeacher",
     "MultiScaleGlobalContrast",
     "MultiScaleLocalSupCon",
     "PairTerms",
@@ -54,10 +61,12 @@ __all__ = [
     "Stages",
     "TappedModel",
     "attach_heads",
+    "copy_paste",
     "discover_stages",
     "functional",
     "halving",
     "load_matching",
     "pair_logsumexp",
     "plugins",
+    "pseudo_labels",
 ]

@@ -17,16 +17,19 @@ from mmgl_losses import (
     FeatureTaps,
     GlobalHead,
     LocalHead,
+    MeanTeacher,
     MultiScaleGlobalContrast,
     MultiScaleLocalSupCon,
     SegmentationHead,
     TappedModel,
     UNet,
     attach_heads,
+    copy_paste,
     discover_stages,
     halving,
     load_matching,
     plugins,
+    pseudo_labels,
     sampling,
 )
 from mmgl_losses.contrast.unit import normalise
@@ -450,6 +453,25 @@ wrong_type("Expected `levels` to be an integer of at least 1, got 2.0 of type fl
 wrong_value("Expected `levels` to be an integer of at least 1, got 0.", halving, 0)
 wrong_value("Expected `levels` to be an integer of at least 2, got 1.", halving, 1, coarsest=False)
 wrong_type("Expected `coarsest` to be True or False, got 1 of type int.", halving, 3, coarsest=1)
+# Self-training -----------------------------------------------------------------------------------------------------
+
+PICTURES, MAPS = torch.rand(2, 1, 6, 6), torch.zeros(2, 6, 6, dtype=torch.long)
+wrong_type("Expected `model` to be a torch.nn.Module, got int.", MeanTeacher, 3)
+wrong_value("Expected `momentum` to be a finite number of at least 0 and at most 1, got 1.5.", MeanTeacher, nn.Linear(1, 1), momentum=1.5)
+wrong_type("Expected `momentum` to be a finite number of at least 0 and at most 1, got '1' of type str.", MeanTeacher, nn.Linear(1, 1), momentum="1")
+wrong_type("Expected `logits` to be a tensor, got tuple.", pseudo_labels, (PICTURES, {}))
+wrong_type("Expected `logits` to be a floating-point tensor, got type torch.int64.", pseudo_labels, MAPS)
+wrong_value("Expected `logits` of shape (B, C, *spatial) with two or more channels, got (2, 1, 6, 6).", pseudo_labels, PICTURES)
+wrong_value("Expected `confidence` to be a finite number of at least 0 and at most 1, got 2.", pseudo_labels, PICTURES.expand(2, 2, 6, 6), confidence=2)
+wrong_type("Expected `ignore_index` to be an integer, got None of type NoneType.", pseudo_labels, PICTURES.expand(2, 2, 6, 6), ignore_index=None)
+wrong_value("Expected `images` of shape (B, C, *spatial), got (6, 6).", copy_paste, PICTURES[0, 0], MAPS, PICTURES, MAPS)
+wrong_value("Expected `others` of shape (2, 1, 6, 6), got (1, 1, 6, 6). Take as many", copy_paste, PICTURES, MAPS, PICTURES[:1], MAPS)
+wrong_value("Expected `labels` of shape (2, 6, 6), got (2, 1, 6, 6).", copy_paste, PICTURES, MAPS[:, None], PICTURES, MAPS)
+wrong_value("Expected `other_labels` of shape (2, 6, 6), got (1, 6, 6).", copy_paste, PICTURES, MAPS, PICTURES, MAPS[:1])
+wrong_type("Expected `labels` to be an integer tensor, got type torch.float32. Labels are class indices", copy_paste, PICTURES, MAPS.float(), PICTURES, MAPS)
+wrong_value("Expected `side` to be a finite number of at least 0 and at most 1, got -0.1.", copy_paste, PICTURES, MAPS, PICTURES, MAPS, side=-0.1)
+wrong_value("Expected `others` on the device of `images` (cpu), got `others` on meta.", copy_paste, PICTURES, MAPS, PICTURES.to("meta"), MAPS)
+wrong_type("Expected `ignore_index` to be an integer, got 'x' of type str.", copy_paste, PICTURES, MAPS, PICTURES, MAPS, ignore_index="x")
 
 # Names ------------------------------------------------------------------------------------------------------------
 

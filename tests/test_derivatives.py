@@ -13,6 +13,7 @@ func = torch.func
 TAU = 0.3
 LABELS = torch.tensor([[0, 1, 1, 2, 0, 2], [1, 1, 0, 0, 2, 3]])
 INSTANCES = torch.tensor([0, 1, 2, 0, 1, 2])
+LISTED, IMAGES = LABELS.tolist(), INSTANCES.tolist()  # torch 2.8 cannot list a tensor inside of `torch.func`
 MOVED = torch.tensor([0, 1, 3, 0, 2, 5])
 
 
@@ -22,14 +23,14 @@ def unit(x):
 
 def local_oracle(formula):
     def loss(x):
-        images = [(unit(z.T), y) for z, y in zip(x, LABELS, strict=True)]
-        return sum(oracles.contrastive_loss(formula, z, y.tolist(), temperature=TAU) for z, y in images) / 2
+        images = [(unit(z.T), y) for z, y in zip(x, LISTED, strict=True)]
+        return sum(oracles.contrastive_loss(formula, z, y, temperature=TAU) for z, y in images) / 2
 
     return loss
 
 
 def global_oracle(formula):
-    return lambda x: oracles.contrastive_loss(formula, unit(x), INSTANCES.tolist(), temperature=TAU)
+    return lambda x: oracles.contrastive_loss(formula, unit(x), IMAGES, temperature=TAU)
 
 
 def dice_oracle(x):

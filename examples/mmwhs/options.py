@@ -45,7 +45,9 @@ def parser(saved: dict[str, Any] | None = None) -> ArgumentParser:
     demo = Parser(description="Methods side by side, with the same few labelled patients.")
     demo.add_argument("--data", type=str | None, help="a data folder; a phantom is made if left out")
     demo.add_argument("--out", type=Path | None, help="the folder of all results (default: runs/demo-DATA)")
-    demo.add_argument("--methods", type=str, nargs="+", default=["random", "mmgl"], help="names or YAML files")
+    demo.add_argument(
+        "--methods", type=str, nargs="+", default=["random_ds", "mmgl", "mmgl_selftrain"], help="names or YAML files"
+    )
     _what(demo, labelled=2, scale="small")
     _reading(demo)
     _machine(demo)
@@ -146,6 +148,11 @@ def _reading(command: ArgumentParser) -> None:
     group.add_argument("--patients", type=str | None, help="a regular expression: who is who in the cases' names")
     group.add_argument("--split", type=str | None, help="a file of splits, or a fold of one: FILE:FOLD, FOLD")
     group.add_argument("--planes", type=str, nargs="+", help="the planes to slice, first that of evaluation")
+    group.add_argument("--unlabelled", type=str, nargs="+", help="folders of further volumes, for what needs no label")
+    group.add_argument(
+        "--rotation", type=float | None, help="degrees that slices turn in training, either way, at least"
+    )
+    group.add_argument("--flip", type=float | None, help="probability of mirroring slices in training, left to right")
 
 
 def _machine(command: ArgumentParser) -> None:
@@ -204,7 +211,10 @@ def overrides(args: Namespace) -> list[str]:
 
 def reading_of(args: Namespace) -> Reading:
     """How the data folder is read."""
-    return Reading(args.modality, args.patients, args.split, args.planes or None)
+    folders = [str(Path(folder).resolve()) for folder in args.unlabelled or ()]
+    return Reading(
+        args.modality, args.patients, args.split, args.planes or None, args.rotation, args.flip, folders or None
+    )
 
 
 def settings(args: Namespace, method: config.Method, data: str) -> config.Run:

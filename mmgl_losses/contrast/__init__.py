@@ -192,8 +192,9 @@ def pair_terms(
 def terms(problem: Problem, impl: str) -> PairTerms:
     """The terms (G, N) of a problem that is checked."""
     positives, negatives, total, *counts = operation.contrast(problem, impl)
-    if problem.unit:  # a constant, but 0 of a zero vector, as its sum is, which has the graph
-        itself = total.masked_fill(problem.anchors.abs().amax(-1) > 0, problem.scale)
+    if problem.unit:  # a constant; what has no direction or is not finite has 0 or NaN, as the sum has it there
+        largest = problem.anchors.abs().amax(-1)
+        itself = total.masked_fill((largest > 0) & (largest < torch.inf), problem.scale)
     else:
         itself = (problem.anchors * problem.anchors).sum(-1) * problem.scale
     return PairTerms(positives, negatives, total, itself, *counts)

@@ -75,23 +75,23 @@ def attach_heads(
     checks.flag("output", output)
     first_names = {module: name for name, module in net.named_modules()}
     tapped = {name: first_names[net.get_submodule(path)] for name, path in paths.items()}
-    found: dict[str, list[_Feature]] = {name: [] for name in heads}
 
-    def look(call: Call, returned: Any, recorder: Recorder) -> None:
+    def look(call: Call, returned: Any, recorder: Recorder) -> dict[str, _Feature]:
+        seen = {}
         for name, module in tapped.items():
             if module == call.name:
                 feature = one_tensor(name, select(name, returned, selectors.get(name)), name in selectors)
                 own = next(iter(p.dtype for p in call.module.parameters() if p.is_floating_point()), None)
-                found[name].append(
-                    _Feature(call, recorder.node(feature), feature.shape, feature.dtype, feature.device, own)
-                )
+                seen[name] = _Feature(call, recorder.node(feature), feature.shape, feature.dtype, feature.device, own)
+        return seen
 
     trace = record(net, example, kwargs, look)
     arranged: dict[str, Selector] = dict(selectors)
     built = {}
     for name, head in heads.items():
-        ran_once(name, len(found[name]))
-        feature = found[name][0]
+        found = [call.seen[name] for call in trace.calls if name in call.seen]
+        ran_once(name, len(found))
+        feature = found[0]
         node = None if feature.node is None else trace.nodes[feature.node]
         if node is not None and trace.overwritten(node.index, feature.call.end):
             refuse_overwritten(name)

@@ -7,6 +7,7 @@ putting them together again restores them. So a map is known as one whether its 
 the last, and tokens know of how many rows and columns they are.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ OTHER = -2  # the source of an axis with more or less on it than its parts say, 
 class Part(NamedTuple):
     """`size` elements along one axis of the example, `stride` of its elements apart.
 
-    `inside`: the parts of an axis that do not account for all of it, while it shares an axis with others.
+    `inside`: an axis whose parts do not account for all of it, while it shares an axis with others.
     """
 
     source: int
@@ -31,10 +32,15 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a tensor; its parts are ordered from the one that changes slowest."""
+    """An axis of a tensor; its parts are ordered from the one that changes slowest.
+
+    `pieces`: the axes that were put one behind the other on it, such as a class token and tokens, or tokens of several
+    levels; a cut at their ends gives them back.
+    """
 
     size: int
     parts: tuple[Part, ...] = ()
+    pieces: tuple["Axis", ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -44,7 +50,16 @@ class Axis:
     @property
     def spatial(self) -> bool:
         """Places of the example lie along it."""
-        return any(part.source > 0 for part in (*self.parts, *(inner for p in self.parts for inner in p.inside)))
+        inner = (*self.pieces, *(axis for part in self.parts for axis in part.inside))
+        return any(part.source > 0 for part in self.parts) or any(axis.spatial for axis in inner)
+
+    def cut(self, start: int, size: int) -> "Axis | None":
+        """The pieces from `start` on that are `size` elements; None where there is no end of a piece."""
+        ends = [0, *itertools.accumulate(piece.size for piece in self.pieces)]
+        if not self.pieces or start not in ends or start + size not in ends:
+            return None
+        found = self.pieces[ends.index(start) : ends.index(start + size)]
+        return found[0] if len(found) == 1 else Axis(size, pieces=found)
 
     def resized(self, size: int, factor: Fraction = Fraction(1)) -> "Axis":
         """The axis after cutting, padding or taking every `factor`-th element."""
@@ -149,7 +164,8 @@ def regroup(layout: Layout, shape: Sequence[int]) -> Layout | None:
             math.prod(p.size for p in own) < size or (left[0].size == 1 and (not own or i == len(shape) - 1))
         ):
             own.append(left.pop(0))
-        axes.append(Axis(size, own[0].inside if [p.source for p in own] == [OTHER] else _joined(own)))
+        kept = own[0].inside if [p.source for p in own] == [OTHER] else (Axis(size, _joined(own)),)
+        axes.append(kept[0] if kept else Axis(size))
     return tuple(axes) if not left else None
 
 
@@ -158,7 +174,7 @@ def _split_to(layout: Layout, shape: Sequence[int]) -> list[Part] | None:
     parts: list[Part] = []
     for axis in layout:
         known = bool(axis.parts) and axis.whole
-        parts += axis.parts if known else [Part(OTHER, axis.size, inside=axis.parts)] if axis.size > 1 else []
+        parts += axis.parts if known else [Part(OTHER, axis.size, inside=(axis,))] if axis.size > 1 else []
     cut, target, sizes = [], 1, iter(shape)
     for part in parts:
         rest = part

@@ -61,6 +61,7 @@ class Call:
         output: the node it returned; None where it returned something else than one tensor, which `kind` names.
         returned: all nodes in what it returned.
         floating: it returned floating-point numbers.
+        seen: what the caller of `trace.record` looked for in it.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Call:
     returned: tuple[int, ...] = ()
     kind: str = "nothing"
     floating: bool = True
+    seen: Any = None
 
     def holds(self, node: int) -> bool:
         """The node was made in this call."""

@@ -1,7 +1,9 @@
 """What each operation of torch does to axes: one rule for each kind, and a general one for all others."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -125,16 +127,30 @@ def _cut(op: Operation, result: Tensor) -> Layout | None:
     if not tensors or tensors[0].ndim != result.ndim:
         return None
     step = Fraction(op.argument(4, "step", 1)) if op.name == "slice" else Fraction(1)
-    place = op.argument(1, "dim", 0) % result.ndim if op.name == "slice" else -1
+    place = op.argument(2 if "split" in op.name or op.name == "chunk" else 1, "dim", 0)
+    place = place % result.ndim if "pad" not in op.name else -1
     best = max(tensors, key=lambda t: sum(axis.spatial for axis in op.layout(t) or ()))
     axes = []
     for i, size in enumerate(result.shape):
         axis = op.axis(best, i)
+        piece = axis.cut(_start(op, result, place), size) if i == place and op.name != "cat" and step == 1 else None
         moved = axis.size != size or (i == place and step != 1)
-        axes.append(axis.resized(size, step if i == place else Fraction(1)) if moved else axis)
+        axes.append(piece or (axis.resized(size, step if i == place else Fraction(1)) if moved else axis))
     if op.name == "cat":
         op.carriers = [t for t in tensors if any(a.spatial for a in op.layout(t) or ())] or tensors
+        pieces = [piece for t in _tensors(op.args) for piece in op.axis(t, place).pieces or (op.axis(t, place),)]
+        if len(pieces) > 1 and any(piece.spatial for piece in pieces):
+            axes[place] = replace(axes[place], pieces=tuple(pieces))
     return tuple(axes)
+
+
+def _start(op: Operation, result: Tensor, place: int) -> int:
+    """Where a cut begins."""
+    if op.name in ("slice", "narrow"):
+        start = op.argument(2, "start", 0) or 0
+        return int(start) if start >= 0 else op.args[0].shape[place] + int(start)
+    before = itertools.takewhile(lambda other: other is not result, op.results)
+    return sum(other.shape[place] for other in before)
 
 
 def _stack(op: Operation, result: Tensor) -> Layout | None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -79,6 +80,25 @@ class FeatureTaps:
                 tap.clear()
 
 
+class Tapped(NamedTuple):
+    """What a tapped model returns: ``output, embeddings = tapped(images)``.
+
+    Code that expects the network's output alone, and asks this for a shape, is told what to do.
+    """
+
+    output: Any
+    embeddings: dict[str, Any]
+    ndim = 0  # like one number: MONAI's sliding window then takes it for one thing, and asks for its shape
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """There is no such attribute; if tensors have it, this was taken for one."""
+        if not hasattr(Tensor, name) or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        cure = "Unpack it, `output, embeddings = tapped(images)`, or call the network itself, which is `tapped.net`: "
+        cure += "a sliding window, an evaluator or a loss on the output alone is given that."
+        raise AttributeError(checks.message("a tensor", "what a tapped model returns", cure))
+
+
 class TappedModel(nn.Module):
     """A network and heads on features inside it, as one module: the form for DDP, compile and export.
 
@@ -94,7 +114,8 @@ class TappedModel(nn.Module):
             a function of the output.
 
     Shape:
-        The arguments of `net` -> ``(output of net, {name: head(feature)})``.
+        The arguments of `net` -> ``(output of net, {name: head(feature)})``. MONAI's sliding window and evaluators want
+        the output alone: give them the network, ``sliding_window_inference(x, size, 4, tapped.net)``.
 
     Raises:
         ValueError: an unknown name, a module in compiled code; in the forward pass: a module that did not run, ran
@@ -144,7 +165,9 @@ class TappedModel(nn.Module):
             for tap in self._taps.values():
                 tap.stop()
         embeddings = {name: self.heads[self._keys[name]](feature) for name, feature in features.items()}
-        return output if self.output else None, embeddings
+        output = output if self.output else None
+        # An exported program is saved without classes.
+        return (output, embeddings) if torch.compiler.is_exporting() else Tapped(output, embeddings)
 
     if TYPE_CHECKING:
 

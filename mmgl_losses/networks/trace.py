@@ -23,7 +23,7 @@ _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", 
 _DROPOUT = nn.modules.dropout._DropoutNd
 
 
-Look = Callable[[Call, Any, Recorder], None]
+Look = Callable[[Call, Any, Recorder], Any]
 
 
 def record(net: nn.Module, example: object, kwargs: Mapping[str, Any] | None = None, look: Look | None = None) -> Trace:
@@ -38,7 +38,7 @@ def record(net: nn.Module, example: object, kwargs: Mapping[str, Any] | None = N
         net: any network.
         example: what it is called with: a tensor, a tuple or list of arguments, or a mapping of named arguments.
         kwargs: named arguments beside it.
-        look: is called after each call of a module with what it returned.
+        look: is called after each call of a module with what it returned; what it gives is kept as `Call.seen`.
     """
     args, named = arguments(example, kwargs)
     if any(is_lazy(value) for value in (*net.parameters(), *net.buffers())):
@@ -120,7 +120,7 @@ def _calls(net: nn.Module, recorder: Recorder, look: Look | None) -> Iterator[No
             call.output, call.floating = recorder.node(output), output.is_floating_point()
         trace.calls.append(call)
         if look is not None:
-            look(call, output, recorder)
+            call.seen = look(call, output, recorder)
 
     try:
         for module in names:

@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmgl_losses.contrast import pair_terms, pose
+from mmgl_losses.contrast import Impl, pair_terms, pose
 from mmgl_losses.contrast.engines import ENGINES
 from mmgl_losses.contrast.problem import Problem
 from mmgl_losses.losses.local_supcon import local_supcon
@@ -104,7 +104,7 @@ def results(
     if "keys" in given:
         given["keys"] = given["keys"].to(dtype, copy=True).requires_grad_()
         leaves.append(given["keys"])
-    terms = pair_terms(z, ids, **given, impl=impl, **options)
+    terms = pair_terms(z, ids, **given, impl=cast("Impl", impl), **options)
     found, total = (terms.positive_lse, terms.negative_lse, terms.positive_sum), torch.zeros((), device=z.device)
     for factor, result in zip((1.0, -0.6, 1 / z.shape[1]), found, strict=True):  # the sum is that much larger
         total = total + factor * torch.where(result.isfinite(), result, 0.0).sum()
@@ -157,7 +157,7 @@ def milliseconds(impl: str, device: str, dtype: torch.dtype) -> float:
     for _ in range(10):
         wait()
         start = time.perf_counter()
-        torch.autograd.grad(local_supcon(features, labels, impl=impl), features)
+        torch.autograd.grad(local_supcon(features, labels, impl=cast("Impl", impl)), features)
         wait()
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times[3:])

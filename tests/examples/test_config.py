@@ -29,7 +29,7 @@ def test_every_method_fits_the_network_and_every_scale(method: config.Method) ->
         part = net if stage.part == "whole" else net.get_submodule(stage.part)
         for name in stage.taps:
             part.get_submodule(name)
-        levels = len(stage.taps) + (stage.kind == "finetune")
+        levels = len(stage.taps) + stage.output
         weights = stage.loss.options["weights"]
         assert len(weights) == levels
         assert sum(weights.values() if isinstance(weights, dict) else weights) == pytest.approx(1.0)

@@ -140,7 +140,7 @@ def test_a_stage_may_have_labels_of_its_own(data: Path, tmp_path: Path, monkeypa
     seen: list[set[str]] = []
 
     def look(stage: StageModule, slices: Any, *args: Any, **options: Any) -> None:
-        seen.append({case.patient for case in slices.training.cases})
+        seen.append({case.patient for part in slices.training.values() for case in part.cases})
 
     monkeypatch.setattr(module, "fit", look)
     chosen = setup.Setup.of(replace(settings(data, labelled=1), method=method), data.parent / "cache")
@@ -387,11 +387,14 @@ def test_every_stage_of_every_method_trains_on_what_it_may_see(
         module.train(chosen, number, None, tmp_path)
     assert [stage.stage for stage, _ in seen] == chosen.settings.method.stages
     for stage, slices in seen:
-        patients = {case.patient for case in slices.training.cases}
-        allowed = chosen.split.labelled if stage.stage.labels else chosen.split.train
-        assert patients == set(allowed)
-        batch = torch.utils.data.default_collate([slices.training[i] for i in range(0, 12, 3)])
-        assert ("label" in batch) == stage.stage.labels
+        batches = {}
+        for kind, part in slices.training.items():
+            allowed = chosen.split.labelled if kind == "labelled" else chosen.split.train
+            assert {case.patient for case in part.cases} == set(allowed)
+            batches[kind] = torch.utils.data.default_collate([part[i] for i in range(0, 12, 3)])
+            assert ("label" in batches[kind]) == (kind == "labelled")
+        assert ("labelled" in batches, "unlabelled" in batches) == (stage.stage.labels, stage.stage.unlabelled)
+        batch = batches if len(batches) > 1 else next(iter(batches.values()))
         if slices.validation is not None:
             assert {c.patient for c in slices.validation.dataset.cases} == set(chosen.split.validation)
         monkeypatch.setattr(stage, "log", lambda *args, **options: None)

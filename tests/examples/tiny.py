@@ -22,6 +22,7 @@ SCALE = config.Scale(
         "local": config.Schedule(steps=4, every=2, batch_size=3, learning_rate=0.003),
         "places": config.Schedule(steps=4, every=2, batch_size=3, learning_rate=0.003),
         "finetune": config.Schedule(steps=24, every=6, batch_size=6, learning_rate=0.01),
+        "selftrain": config.Schedule(steps=6, every=3, batch_size=3, learning_rate=0.001),
     },
 )
 

@@ -140,6 +140,9 @@ rule("a wrong power of the temperature",
      {"A / temperature": "A * temperature",
       "temperature**-0.5": "temperature**-1"},
      "test_contrast::test_a_temperature_that_is_a_tensor_is_that_number", PAIRS, TINY, EQUAL, each=True, beside=("Problem(...)",))
+rule("Lightning's step forgets what the loss takes beside the embeddings",
+     {"A.loss(embeddings, *B)": "A.loss(embeddings)"},
+     "test_lightning")
 rule("the logit with itself lacks its temperature",
      {"(A * A).sum(-1) * scale": "(A * A).sum(-1)",
       "A.masked_fill(B, scale)": "A.masked_fill(B, 1.0)"},

@@ -43,11 +43,10 @@ SMP = {
     "smp DeepLabV3": Entry(smp("DeepLabV3"), "2:64 4:64 8:256", "", HEAD, LARGE),
     "smp DeepLabV3+": Entry(
         smp("DeepLabV3Plus"),
-        "2:64 4:64 8:128 16:512",
+        "2:64 4:64 8:128 16:256",
         "4:256",
         HEAD,
         LARGE,
-        revised="The pyramid (256 channels) was expected as the bottom; it lies inside the decoder's module.",
     ),
     "smp Linknet": Entry(smp("Linknet"), RESNET, "16:256 8:128 4:64 2:64 1:32", HEAD, LARGE),
     "smp MAnet": Entry(smp("MAnet"), RESNET, FIVE, HEAD, LARGE),

@@ -79,9 +79,9 @@ def try_network(entry: Entry) -> Trial:
 
 def _look(trial: Trial, entry: Entry, net: nn.Module, image: Tensor) -> Stages:
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    hooks = [len(module._forward_hooks) for module in net.modules()]
     modes, random = [module.training for module in net.modules()], torch.get_rng_state()
     types = [type(tensor) for tensor in _evaluated(net, image)]
+    hooks = [len(module._forward_hooks) for module in net.modules()]  # with those that it hung on itself in that pass
     for module, training in zip(net.modules(), modes, strict=True):
         module.training = training
     stages = discover_stages(net, image)

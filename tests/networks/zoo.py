@@ -1,6 +1,7 @@
 """Every network of the list, and the few that the quick tests take."""
 
 from tests.networks.entry import Entry
+from tests.networks.further_networks import FURTHER
 from tests.networks.hugging_face_networks import HUGGING_FACE
 from tests.networks.monai_networks import MONAI
 from tests.networks.more_networks import MORE
@@ -11,7 +12,18 @@ from tests.networks.smp_networks import SMP
 from tests.networks.torchvision_networks import TORCHVISION
 from tests.networks.unseen_networks import UNSEEN
 
-ZOO: dict[str, Entry] = {**OWN, **MONAI, **NNUNET, **HUGGING_FACE, **SMP, **TORCHVISION, **UNSEEN, **MORE_OWN, **MORE}
+ZOO: dict[str, Entry] = {
+    **OWN,
+    **MONAI,
+    **NNUNET,
+    **HUGGING_FACE,
+    **SMP,
+    **TORCHVISION,
+    **UNSEEN,
+    **MORE_OWN,
+    **MORE,
+    **FURTHER,
+}
 QUICK = [
     *OWN,
     *MORE_OWN,

@@ -1,6 +1,6 @@
 """Random augmentation of a batch of slices, image and label together, by kornia; of volumes, its geometry by hand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import kornia.augmentation as K
@@ -61,12 +61,17 @@ class Augment:
 
     Args:
         settings: A name in `AUGMENTATIONS`, or settings of one's own.
+        rotation: Where slices turn at all, they turn up to so many degrees, if that is more.
+        flip: Where they do, they are mirrored with this probability, if that is more.
     """
 
-    def __init__(self, settings: str | Settings) -> None:
+    def __init__(self, settings: str | Settings, *, rotation: float = 0.0, flip: float = 0.0) -> None:
         if isinstance(settings, str):
             one_of("augmentation", settings, AUGMENTATIONS)
             settings = AUGMENTATIONS[settings]
+        if settings.rotation:
+            wide, often = max(rotation, settings.rotation), max(flip, settings.flip)
+            settings = replace(settings, rotation=wide, flip=often)
         self.settings = settings
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

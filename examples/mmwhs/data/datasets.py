@@ -17,7 +17,7 @@ from examples.mmwhs.data import patients as who
 from examples.mmwhs.data import trees
 from examples.mmwhs.data.description import PLANES, UNKNOWN, Case, Description
 from examples.mmwhs.data.volumes import open_grid
-from examples.mmwhs.messages import message, one_of
+from examples.mmwhs.messages import message, number, one_of
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,18 @@ class Reading:
         patients: A regular expression whose first group, or all of it, is the patient in a case's name.
         split: A file like ``splits.json`` or nnU-Net's ``splits_final.json``, or a fold of one as ``FILE:2`` or ``2``.
         planes: The planes to slice, the first of them that in which networks are evaluated.
+        rotation: Augmentation turns slices at least so many degrees either way.
+        flip: Augmentation mirrors slices with this probability.
+        unlabelled: Folders of further volumes, which have no label.
     """
 
     modality: str | None = None
     patients: str | None = None
     split: str | None = None
     planes: list[str] | None = None
+    rotation: float | None = None
+    flip: float | None = None
+    unlabelled: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     "acdc": {
         "slice_size": 96,
         "crop": 0.7,  # holds every label with a margin
+        "rotation": 90.0,  # some patients are stored portrait, their hearts 65 degrees from the others
         "planes": ("transaxial",),
         "note": "ACDC (Bernard et al., IEEE TMI 2018), CC BY-NC-SA 4.0; slices lie along the short axis of the heart.",
     },
@@ -97,6 +104,9 @@ def open_dataset(
     patients: str | None = None,
     split: str | None = None,
     planes: Sequence[str] | None = None,
+    rotation: float | None = None,
+    flip: float | None = None,
+    unlabelled: Sequence[str] | None = None,
 ) -> Dataset:
     """Recognises the tree below `root` and lists its cases; the options are those of `Reading`.
 
@@ -114,27 +124,38 @@ def open_dataset(
     source, given = _split_file(root, split)
     known = tree.name.lower()
     ids = _ids(root, tree)
+    further = trees.extra(unlabelled or ())
+    more = _further_ids(further, tree.suffix, ids)
     rule = patients
     if rule is None and known in PATIENTS and all(re.search(PATIENTS[known], i) for i in ids):
         rule = PATIENTS[known]
-    if rule is not None:
-        patient_of = who.by_rule(rule, ids)
+    bare = {case for case, (_, label) in zip(ids, tree.files, strict=True) if label is None} | set(more)
+    named = [p for part in who.PARTS for p in (given or {}).get(part, ())]
+    if (
+        rule is not None
+    ):  # one that is the data set's own says nothing of further volumes, or that they are of its patients
+        own = ids if patients is None else [*ids, *more]
+        patient_of = {case: case for case in more} | who.by_rule(rule, own)
+        patient_of |= {case: match[1] for case in more if patients is None and (match := re.search(rule, case))}
     elif given is not None and "val" in given:
-        patient_of = who.by_prefix(ids, [p for part in who.PARTS for p in given[part]], source)
+        patient_of = who.by_prefix([*ids, *more], named, source, strangers=bare)
     else:
-        patient_of = {case: case for case in ids}
-    split_by_patient = None if given is None else who.by_patient(given, patient_of, source)
+        patient_of = {case: case for case in [*ids, *more]}
+    split_by_patient = None if given is None else who.by_patient(given, patient_of, source, strangers=bare)
     sure = rule is not None or "val" in (given or {}) or known.startswith("mmwhs")
-    notes = [] if sure else who.warning(ids)
-    cases = [Case(i, patient_of[i], *files) for i, files in zip(ids, tree.files, strict=True)]
+    notes = [] if sure else who.warning([*ids, *more])
+    files = [*tree.files, *((path, None) for path in further)]
+    cases = [Case(i, patient_of[i], *pair) for i, pair in zip([*ids, *more], files, strict=True)]
     options, said = _slicing(cases, planes, KNOWN.get(known, {}))
     options.setdefault("note", tree.note)
+    for name, value, most in (("rotation", rotation, 180.0), ("flip", flip, 1.0)):
+        if value is not None:
+            options[name] = number(name, value, least=0.0, most=most)
     ordered = sorted(tree.structures.items()) if tree.ordered else list(tree.structures.items())
     description = Description(
         tree.name, tuple(n for _, n in ordered), tuple(v for v, _ in ordered), fixes=tree.fixes, **options
     )  # fmt: skip
-    bare = sum(case.label is None for case in cases)
-    notes += said + ([f"{bare} volumes have no label: they serve the stages that need none."] if bare else [])
+    notes += said + ([f"{len(bare)} volumes have no label: they serve the stages that need none."] if bare else [])
     if given is not None:
         notes.append(f"The split is that of {source}.")
     return Dataset(root, description, tuple(sorted(cases, key=lambda c: c.id)), split_by_patient, tuple(notes))
@@ -179,19 +200,37 @@ def _ids(root: Path, tree: trees.Tree) -> list[str]:
     return ids
 
 
+def _further_ids(paths: Sequence[Path], suffix: str, taken: Sequence[str]) -> list[str]:
+    """A name for every further volume: that of its file, with as many folders before it as it takes to be its own."""
+    if twice := [path for path, times in Counter(path.resolve() for path in paths).items() if times > 1]:
+        raise ValueError(message("every unlabelled volume once", f"{twice[0]} and {twice[0]}"))
+    names = [trees.stem(path).removesuffix(suffix) for path in paths]
+    for depth in range(2, max((len(path.resolve().parts) for path in paths), default=0)):
+        count = Counter([*names, *taken])
+        longer = ["_".join(path.resolve().parts[-depth:-1]) for path in paths]
+        names = [
+            f"{folders}_{trees.stem(path).removesuffix(suffix)}" if count[name] > 1 else name
+            for path, name, folders in zip(paths, names, longer, strict=True)
+        ]
+    return names
+
+
 def _slicing(
     cases: Sequence[Case], planes: Sequence[str] | None, known: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Planes and slice size from the headers of all images, most of which decide, and who differs.
+    """Planes and slice size from the headers of the images with labels, most of which decide, and of all who differs.
 
     Three planes for near-cubic voxels; else the plane across the coarsest axis.
     """
     grids = [open_grid(case.image) for case in cases]
+    decides = np.array([case.label is not None for case in cases])
+    if not decides.any():
+        decides[:] = True
     votes = []
     for grid in grids:
         cubic = grid.spacing.max() <= 2 * grid.spacing.min()
         votes.append(PLANES if cubic else (PLANES[int(grid.spacing.argmax())],))
-    (chosen, count), *_ = Counter(votes).most_common(1)
+    (chosen, count), *_ = Counter(v for v, d in zip(votes, decides, strict=True) if d).most_common(1)
     notes = []
     if planes is not None:
         for plane in planes:
@@ -210,11 +249,11 @@ def _slicing(
     longest = np.array([max(grid.shape[i] for i in within) for grid in grids])
     field_of_view = np.array([max(grid.shape[i] * grid.spacing[i] for i in within) for grid in grids])
     for what, values in (("voxels", longest), ("millimetres", field_of_view)):
-        middle = float(np.median(values))
+        middle = float(np.median(values[decides]))
         if odd := [c.id for c, v in zip(cases, values, strict=True) if not middle / 2 <= v <= 2 * middle]:
             notes.append(f"{_some(odd)} are unlike the others: more than twice or less than half of {middle:g} {what} "
                          f"across a slice, as is usual here.")  # fmt: skip
-    sixteens = -(-int(np.median(longest)) // 16) * 16  # a network that halves four times needs multiples of 16
+    sixteens = -(-int(np.median(longest[decides])) // 16) * 16  # a network that halves four times needs multiples of 16
     return {"slice_size": min(160, sixteens), **known, "planes": chosen, "main_plane": main}, notes
 
 

@@ -24,6 +24,9 @@ class Description:
         slice_size: the size S of a slice, S x S.
         crop: below 1, a slice is its central square, whose side is this fraction of the longer side; 1 takes all of
             the slice, whatever its sides.
+        rotation: augmentation turns slices at least so many degrees either way, in every stage of every method: how far
+            apart patients lie. Patches of volumes turn as they do without it.
+        flip: augmentation mirrors slices with this probability, in the same way: 0 for organs that know their side.
         fixes: known wrong label values and the value each stands for.
         note: licence, citation or caveat, a line for reports.
     """
@@ -35,6 +38,8 @@ class Description:
     main_plane: str = "transaxial"
     slice_size: int = 160
     crop: float = 1.0
+    rotation: float = 0.0
+    flip: float = 0.0
     fixes: Mapping[int, int] = field(default_factory=dict)
     note: str = ""
 

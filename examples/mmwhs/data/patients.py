@@ -41,11 +41,18 @@ def by_rule(rule: str, cases: Collection[str]) -> dict[str, str]:
     return {case: match[1] if match.groups() else match[0] for case, match in found.items() if match}
 
 
-def by_prefix(cases: Collection[str], patients: Collection[str], source: Path) -> dict[str, str]:
-    """Case -> the longest of these patients' names that begins the case's name and ends where a word does."""
+def by_prefix(
+    cases: Collection[str], patients: Collection[str], source: Path, *, strangers: Collection[str] = ()
+) -> dict[str, str]:
+    """Case -> the longest of these patients' names that begins the case's name and ends where a word does.
+
+    One of `strangers`, which the file need not name, is of a patient of its own where it fits none.
+    """
     found = {}
     for case in cases:
         fitting = [p for p in patients if case == p or (case.startswith(p) and not case[len(p)].isalnum())]
+        if not fitting and case in strangers:
+            fitting = [case]
         if not fitting:
             raise ValueError(message(f"a patient in {source} whose name begins {case!r}", "none"))
         found[case] = max(fitting, key=len)
@@ -122,21 +129,26 @@ def given_split(path: Path, fold: int = 0) -> dict[str, tuple[str, ...]]:
 
 
 def by_patient(
-    given: Mapping[str, Sequence[str]], patient_of: Mapping[str, str], source: Path
+    given: Mapping[str, Sequence[str]],
+    patient_of: Mapping[str, str],
+    source: Path,
+    *,
+    strangers: Collection[str] = (),
 ) -> dict[str, tuple[str, ...]]:
-    """The parts of a file as patients, every patient in one of them.
+    """The parts of a file as patients, every patient in one of them but those who have no other case than `strangers`.
 
     Raises:
         ValueError: A name is of no case, a patient is in two parts or in none, or ``labelled_N`` is not N of ``train``.
     """
     patients = set(patient_of.values())
     parts = {key: tuple(dict.fromkeys(patient_of.get(n, n) for n in names)) for key, names in given.items()}
-    if strangers := sorted({patient for part in parts.values() for patient in part} - patients):
-        raise ValueError(message(f"cases of every patient in {source}", f"none of {', '.join(strangers[:5])}"))
+    if unknown := sorted({patient for part in parts.values() for patient in part} - patients):
+        raise ValueError(message(f"cases of every patient in {source}", f"none of {', '.join(unknown[:5])}"))
     for one, other in combinations([part for part in PARTS if part in parts], 2):
         if shared := set(parts[one]) & set(parts[other]):
             raise ValueError(message(f"no patient in both `{one}` and `{other}` of {source}", sorted(shared)))
-    if lost := sorted(patients - {patient for part in PARTS for patient in parts.get(part, ())}):
+    needed = {patient for case, patient in patient_of.items() if case not in strangers}
+    if lost := sorted(needed - {patient for part in PARTS for patient in parts.get(part, ())}):
         raise ValueError(message(f"every patient in a part of {source}", f"no {', '.join(lost[:5])}"))
     for key, names in parts.items():
         if key.startswith("labelled_"):

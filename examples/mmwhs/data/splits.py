@@ -98,7 +98,7 @@ def make_split(dataset: Dataset, *, labelled: float | int, seed: int) -> Split:
     if given is not None and seed == 0:
         order = _after_given(given, order)
         order = list(given.get(f"labelled_{count}", order))
-    train = tuple(sorted({*train, *bare})) if given is None else train
+    train = tuple(sorted({*train, *bare}))
     return Split(train, validation, test, tuple(sorted(order[:count])))
 
 

@@ -182,6 +182,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(message("at least one case and one plane", f"{len(cases)} and {len(planes)}"))
         if not empty and not labels:
             raise ValueError(message("`labels=True` with `empty=False`", "labels=False"))
+        self.store = store
         self.cases = tuple(cases)
         self.planes = tuple(planes)
         images, targets, plane_of, case_of, positions, names = [], [], [], [], [], []
@@ -211,6 +212,13 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.case_of = np.concatenate(case_of)
         self.positions = np.concatenate(positions)
         self.names = names
+
+    def shows(self) -> np.ndarray:
+        """(n, structures): whether a slice shows a structure; of a data set with labels."""
+        assert self.labels is not None
+        flat = self.labels.reshape(len(self.labels), -1)
+        kinds = range(1, len(self.store.dataset.description.classes) + 1)
+        return np.stack([(flat == index).any(axis=1) for index in kinds], axis=1)
 
     def __len__(self) -> int:
         return len(self.images)

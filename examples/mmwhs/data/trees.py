@@ -1,12 +1,14 @@
 """The folders that are recognised: an MM-WHS tree, an MSD tree, and a raw data set of nnU-Net.
 
 An MM-WHS tree is any folder with files like ``ct_train_1001_image.nii.gz`` and ``ct_train_1001_label.nii.gz``
-somewhere below it. The others have a ``dataset.json``: that of MSD (Medical Segmentation Decathlon, nnU-Net v1) lists
-its files in ``training``; that of nnU-Net v2 has ``channel_names`` and leaves them to be found by their names.
+somewhere below it; images alone, such as ``ct_test_2001_image.nii.gz``, serve the stages that need no label. The
+others have a ``dataset.json``: that of MSD (Medical Segmentation Decathlon, nnU-Net v1) lists its files in
+``training``; that of nnU-Net v2 has ``channel_names`` and leaves them to be found by their names. Images of
+``imagesTs`` have no label, unless there is a ``labelsTs``: then they are not ours to train on.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +18,7 @@ from examples.mmwhs.messages import message, one_of
 
 MMWHS_NOTE = "MM-WHS 2017 (Zhuang et al., Medical Image Analysis 2019); by registration, not redistributable."
 MMWHS_VALUES = {500: "LV", 600: "RV", 420: "LA", 550: "RA", 205: "MYO", 820: "AA", 850: "PA"}
-MMWHS_FILE = re.compile(r"((ct|mr)_train_1\d\d\d)_(image|label)\.nii(?:\.gz)?")
+MMWHS_FILE = re.compile(r"((ct|mr)_(?:train_1|test_2)\d\d\d)_(image|label)\.nii(?:\.gz)?")
 NIFTI = (".nii", ".nii.gz")
 
 
@@ -52,6 +54,37 @@ def recognise(root: Path, modality: str | None) -> Tree:
     if not isinstance(content, dict):
         raise ValueError(message(f"a JSON object in {source}", type(content).__name__))
     return _nnunet(source, content, modality) if "channel_names" in content else _msd(source, content, modality)
+
+
+def extra(folders: Iterable[str | Path]) -> list[Path]:
+    """The volumes anywhere below some folders, which have no label.
+
+    Raises:
+        ValueError: A folder is none, or there is no volume in it.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ValueError(message("an existing folder of unlabelled volumes", folder))
+        volumes = sorted(path for path in folder.rglob("*.nii*") if _is_volume(path))
+        if not volumes:
+            raise ValueError(message(f"volumes (.nii, .nii.gz) below {folder}", "none"))
+        found += volumes
+    return found
+
+
+def _is_volume(path: Path) -> bool:
+    return path.is_file() and path.name.endswith(NIFTI) and not path.name.startswith(".")
+
+
+def _images_ts(root: Path, tail: str = "") -> list[tuple[Path, Path | None]]:
+    """The images that come without labels with a data set."""
+    if (root / "labelsTs").is_dir():
+        return []
+    found = sorted(p for p in (root / "imagesTs").glob("*.nii*") if _is_volume(p) and stem(p).endswith(tail))
+    for path in found:
+        inside(root, path)
+    return [(path, None) for path in found]
 
 
 def stem(path: Path) -> str:
@@ -114,6 +147,7 @@ def _msd(source: Path, content: Mapping[str, Any], modality: str | None) -> Tree
             got = f"{stem(owner[label])} and {stem(image)}"
             raise ValueError(message(f"one case with the label {label} in {source}", got))
     suffix = "_0000" if all(stem(image).endswith("_0000") for image, _ in files) else ""
+    files += _images_ts(source.parent, suffix)
     return Tree(_name(source, content), source, values, files, _note(source, content), suffix)
 
 
@@ -150,7 +184,9 @@ def _nnunet(source: Path, content: Mapping[str, Any], modality: str | None) -> T
         files.append((image, label if label.is_file() else None))
     if not files:
         raise ValueError(message(f"images like imagesTr/case{tail} beside {source}", "none"))
-    return Tree(_name(source, content), source, values, files, _note(source, content), tail.removesuffix(ending))
+    suffix = tail.removesuffix(ending)
+    files += _images_ts(root, suffix)
+    return Tree(_name(source, content), source, values, files, _note(source, content), suffix)
 
 
 def _name(source: Path, content: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from examples.mmwhs.study import report
 from examples.mmwhs.train import config
 from examples.mmwhs.train.check import check
 from examples.mmwhs.train.fit import in_words, is_first
-from examples.mmwhs.train.run import logged, run
+from examples.mmwhs.train.run import folders_of, logged, run
 from examples.mmwhs.train.setup import Setup
 
 
@@ -36,9 +36,13 @@ def demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console:
         if is_first():
             for settings in methods.values():  # a fault of the last is said before the first is trained
                 check(Setup.of(settings(data), out / "cache"), out)
-        results = {}
+        results, shared = {}, {}
         for name, settings in methods.items():
-            results[name] = run(settings(data), out / name, cache=out / "cache", say=console.print, console=console)
+            chosen = settings(data)
+            results[name] = run(
+                chosen, out / name, cache=out / "cache", say=console.print, console=console, shared=shared
+            )
+            shared |= folders_of(Setup.of(chosen, out / "cache"), out / name)
         if not is_first():
             return
         files.write_json(out / "metrics.json", results)

@@ -77,6 +77,8 @@ def make(planned: Sequence[Job], folders: Folders, *, count: int, threads: int =
     left = tasks(planned, folders)
     state, began = State(total=len(left)), time.monotonic()
     while ready := [task for task, before in left.values() if before not in left]:
+        if count == 1:
+            del ready[1:]  # a run is finished before the next begins, and a seed before the next one
         for task, said, error in _run(ready, folders, count, threads):
             del left[task.id]
             report = folders.out / "failed" / f"{task.text.replace(': ', '-')}.txt"
@@ -176,8 +178,10 @@ def _train(task: Task, folders: Folders, slot: int) -> str:
     if (devices := torch.cuda.device_count()) > 1 and settings.compute.accelerator != "cpu":
         settings = replace(settings, compute=replace(settings.compute, devices=f"{slot % devices},"))
     stage = settings.method.stages[number]
-    watch = Watch(task.text, settings.schedule(stage).steps, say=logged(silent, folders.out / "log.txt"))
-    train(Setup.of(settings, folders.out / "cache"), number, before, folder, watch=watch)
+    setup, said = Setup.of(settings, folders.out / "cache"), logged(silent, folders.out / "log.txt")
+    names = setup.dataset.description.classes
+    watch = Watch(task.text, settings.schedule(stage).steps, say=said, structures=names)
+    train(setup, number, before, folder, watch=watch)
     for name in ("last.ckpt", "best.ckpt"):  # of no use after the end, and large
         (folder / name).unlink(missing_ok=True)
     return described_stage(stage.name, files.read_json(folder / "done.json"))
@@ -193,7 +197,9 @@ def _conclude(task: Task, folders: Folders, slot: int) -> str:
     weights = files.load(folders.stage(job.keys[-1]) / "weights.pt")
     metrics, pictures = conclude(setup, weights, facts, None)
     if not setup.store.patch:
-        before = files.load(folders.stage(job.keys[-2]) / "weights.pt") if len(job.keys) > 1 else None
+        kinds = [stage.kind for stage in job.settings.method.stages]
+        last = max((number for number, kind in enumerate(kinds) if kind == "finetune"), default=len(kinds) - 1)
+        before = files.load(folders.stage(job.keys[last - 1]) / "weights.pt") if last else None
         probed = probe_weights(setup, before, device=check.device(job.settings.compute))
         metrics["probe"] = {level: dice and float(f"{dice:.5g}") for level, dice in probed.items()}
     path = folders.pictures(job)

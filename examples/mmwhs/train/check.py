@@ -47,6 +47,7 @@ def plan(setup: Setup, out: Path | None) -> Iterator[str]:
     yield f"network: {sum(p.numel() for p in net.parameters()):,} parameters"
     for number, stage in enumerate(settings.method.stages, start=1):
         schedule, labels = settings.schedule(stage), "labelled" if stage.labels else "all training"
+        labels = "labelled and all training" if stage.teaching else labels
         planes = ", ".join(setup.planes(stage))
         yield (
             f"stage {number}, {stage.name} ({stage.kind}): {schedule.steps} steps of {schedule.batch_size}, "
@@ -102,7 +103,7 @@ def seen(setup: Setup) -> list[Case]:
     stages, split = setup.settings.method.stages, setup.split
     patients = {*split.validation, *getattr(split, setup.settings.scored)}
     for stage in stages:
-        patients |= set(setup.split_of(stage).labelled if stage.labels else split.train)
+        patients |= set(split.train if stage.unlabelled else setup.split_of(stage).labelled)
     return list(setup.dataset.cases_of(patients))
 
 
@@ -134,7 +135,7 @@ def steps(setup: Setup, wanted: Callable[[int], bool] = lambda number: True) -> 
         try:
             _, module = stage_module(setup, number)
             torch.manual_seed(seed_of("check"))
-            module.loss_on(batch, batch["label"] if stage.labels else None).backward()
+            module.loss_on({"labelled": batch, "unlabelled": batch} if stage.teaching else batch).backward()
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             got = repr(" ".join(str(error).split()))
             raise ValueError(message(f"stage {stage.name!r} to be built and stepped", got)) from error
@@ -144,8 +145,8 @@ def stage_module(setup: Setup, number: int, before: dict[str, torch.Tensor] | No
     """The network as a stage finds it, and the stage as it trains."""
     stage = setup.settings.method.stages[number]
     net, shape = setup.network(stage, before), setup.store.patch or (setup.store.size, setup.store.size)
-    schedule = setup.settings.schedule(stage)
-    return net, StageModule(net, stage, schedule, classes=setup.classes, shape=shape, seed=setup.settings.seed)
+    schedule, seed = setup.settings.schedule(stage), setup.settings.seed
+    return net, StageModule(net, stage, schedule, classes=setup.classes, shape=shape, seed=seed, pose=setup.pose)
 
 
 def fits(setup: Setup, out: Path) -> None:

@@ -53,13 +53,41 @@ def _is_each(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """How a network learns from slices that a teacher labels: the moving average of what it is itself.
+
+    The teacher sees a slice as geometry left it; the network sees it with strong intensities, too, and with a box of it
+    exchanged with one of a labelled slice.
+
+    Attributes:
+        momentum: Of the moving average.
+        confidence: Points of which the teacher is less sure have no label.
+        side: Of the box that slices exchange, as a fraction of that of a slice; 0 mixes nothing.
+        weight: Of the loss on the teacher's labels, beside that on the true ones.
+        augmentation: Whose intensities the network sees, a name in `augment.AUGMENTATIONS`.
+    """
+
+    momentum: float = 0.99
+    confidence: float = 0.0
+    side: float = 2 / 3
+    weight: float = 0.5
+    augmentation: str = "local"
+
+    def __post_init__(self) -> None:
+        for name in ("momentum", "confidence", "side"):
+            number(name, getattr(self, name), least=0.0, most=1.0)
+        number("weight", self.weight, least=0.0)
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of training.
 
     Attributes:
         name: The stage's name in folders, tables and overrides.
         kind: ``"global"`` gives the loss embeddings of whole slices, ``"local"`` feature maps; ``"finetune"`` gives it
-            the network's own output as the last level too, and validates. Decides the schedule.
+            the network's own output as the last level too, and validates; ``"selftrain"`` does that with slices of all
+            training patients beside the labelled ones, and leaves the teacher's weights. Decides the schedule.
         loss: The loss on the levels.
         taps: Modules of the trained part, in the order in which the loss takes the levels.
         head: The head on each of them.
@@ -79,10 +107,11 @@ class Stage:
         schedule: The name of its schedule in the scale; by default its kind.
         labelled: The labelled patients of this stage alone, whatever the run has; 1.0, for a control, is the labels of
             all training patients.
+        teaching: How a stage of kind ``"selftrain"`` teaches itself.
     """
 
     name: str
-    kind: Literal["global", "local", "finetune"]
+    kind: Literal["global", "local", "finetune", "selftrain"]
     loss: Part
     taps: list[str] = field(default_factory=list)
     head: Part | None = None
@@ -98,6 +127,7 @@ class Stage:
     augmentation: str = "segmentation"
     schedule: str | None = None
     labelled: int | float | None = None
+    teaching: Teaching | None = None
 
     @property
     def pairs(self) -> str:
@@ -117,15 +147,27 @@ class Stage:
     @property
     def output(self) -> bool:
         """Whether the network's own output is the last level."""
-        return self.kind == "finetune"
+        return self.kind in ("finetune", "selftrain")
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the stage sees slices of all training patients, without their labels."""
+        return self.teaching is not None or not self.labels
 
     def __post_init__(self) -> None:
         plain_name("the name of a stage", self.name)
         where = f"stage {self.name!r}"
         integer(f"`copies` of {where}", self.copies, least=1)
-        fitting = {"global": ("images", "slices"), "local": ("labels", "places"), "finetune": ("labels",)}[self.kind]
+        fitting = {"global": ("images", "slices"), "local": ("labels", "places")}.get(self.kind, ("labels",))
         if self.pairs not in fitting:
             raise ValueError(message(f"`ids` of {where}, of kind {self.kind!r}, among {fitting}", self.pairs))
+        if (self.kind == "selftrain") != (self.teaching is not None):
+            raise ValueError(message(f"`teaching` in {where}, if it is of kind 'selftrain'", f"kind {self.kind!r}"))
+        if self.kind == "selftrain" and not isinstance(self.loss.options.get("ignore_index"), int):
+            expected = f"an `ignore_index` in the loss of {where}, for points that have no label"
+            raise ValueError(message(expected, self.loss.options))
+        if self.kind == "selftrain" and (self.copies, self.keys) != (1, None):
+            raise ValueError(message(f"one copy and no `keys` in {where}", f"copies={self.copies}, keys={self.keys}"))
         if bool(self.taps) != (self.head is not None):
             raise ValueError(message(f"both `taps` and `head` in {where}, or neither", "one of them"))
         integer(f"`cell` of {where}", self.cell, least=1)
@@ -142,7 +184,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """The stages of a method, in order; the last one fine-tunes.
+    """The stages of a method, in order; the last one fine-tunes, or trains itself further.
 
     Attributes:
         title: Its name in reports.
@@ -158,9 +200,9 @@ class Method:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(message("every stage of a method to have its own name", names))
-        if not self.stages or self.stages[-1].kind != "finetune":
+        if not self.stages or not self.stages[-1].output:
             got = self.stages[-1].kind if self.stages else "no stage"
-            raise ValueError(message("a method whose last stage is of kind 'finetune'", got))
+            raise ValueError(message("a method whose last stage is of kind 'finetune' or 'selftrain'", got))
 
 
 @dataclass(frozen=True)
@@ -173,6 +215,8 @@ class Schedule:
         batch_size: Slices in a step, over all devices.
         learning_rate: At the first step.
         weight_decay: Of the optimiser.
+        balanced: The share of labelled slices in a step that is drawn for what they show, each structure in turn, so
+            that none that is small or rare is missed; the others come as they are. nnU-Net has a third.
     """
 
     steps: int
@@ -180,12 +224,14 @@ class Schedule:
     batch_size: int
     learning_rate: float
     weight_decay: float = 0.0
+    balanced: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "every", "batch_size"):
             integer(name, getattr(self, name), least=1)
         number("learning_rate", self.learning_rate, above=0.0)
         number("weight_decay", self.weight_decay, least=0.0)
+        number("balanced", self.balanced, least=0.0, most=1.0)
         if self.steps % self.every:
             raise ValueError(message(f"`steps` to be a multiple of `every`={self.every}", self.steps))
 
@@ -200,6 +246,8 @@ class Scale:
         schedules: Kind of stage -> schedule.
         slice_size: Side of a slice in pixels; None takes the data set's own.
         validation_slices: At most so many validation slices choose the best weights of fine-tuning.
+        kept: Of fine-tuning, the weights that are ``"best"`` on validation patients, or the ``"last"``: then labels of
+            validation patients decide nothing. Of self-training it is always the teacher's last.
         patch: The sides in voxels of patches of volumes, which a network of three dimensions then takes in place of
             slices.
     """
@@ -209,6 +257,7 @@ class Scale:
     norm: Literal["instance", "batch"] | None = "batch"
     slice_size: int | None = None
     validation_slices: int = 200
+    kept: Literal["best", "last"] = "best"
     patch: list[int] | None = None
 
     def __post_init__(self) -> None:
@@ -255,6 +304,10 @@ class Run:
     scored: Literal["test", "validation"] = "test"
     reading: Reading = field(default_factory=Reading)
     compute: Compute = field(default_factory=Compute)
+
+    def chooses(self, stage: Stage) -> bool:
+        """Whether validation patients decide which weights a stage leaves."""
+        return stage.kind == "finetune" and self.scale.kept == "best"
 
     def schedule(self, stage: Stage) -> Schedule:
         """The schedule of a stage."""

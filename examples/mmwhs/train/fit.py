@@ -5,12 +5,13 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.loggers import CSVLogger
@@ -36,15 +37,39 @@ class StepSampler(Sampler[list[int]]):
 
     Every pass over the data is a new permutation cut into whole batches; what is left over waits for the next
     pass. A batch is shared out evenly over `world` processes, of which this is number `rank`.
+
+    Args:
+        length: Slices there are.
+        batch_size: Of a step.
+        seed: Of the order.
+        start: The first step.
+        stop: The step after the last.
+        rank: Of this process.
+        world: Processes.
+        shows: (length, structures): which structures each slice shows.
+        balanced: The share of a batch in which structures take turns: a slice of each is drawn from those that show it.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
+        shows: np.ndarray | None = None,
+        balanced: float = 0.0,
     ) -> None:
         if batch_size % world:
             raise ValueError(message(f"`batch_size` to be a multiple of {world} devices", batch_size))
         self.length, self.batch_size = length, min(batch_size, length)
         self.seed, self.steps, self.rank, self.world = seed, range(start, stop), rank, world
+        columns = [] if shows is None else shows.T
+        self.showing = [np.flatnonzero(column).tolist() for column in columns if column.any()]
+        self.drawn = round(balanced * self.batch_size) if self.showing else 0
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -58,7 +83,16 @@ class StepSampler(Sampler[list[int]]):
                 generator = torch.Generator().manual_seed(seed_of(self.seed, number))
                 order, current = torch.randperm(self.length, generator=generator).tolist(), number
             batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+            batch = batch[: self.batch_size - self.drawn] + self._for_structures(step)
             yield batch[self.rank :: self.world]
+
+    def _for_structures(self, step: int) -> list[int]:
+        """A slice for each structure whose turn it is."""
+        generator, drawn = torch.Generator().manual_seed(seed_of(self.seed, "balanced", step)), []
+        for turn in range(step * self.drawn, (step + 1) * self.drawn):
+            showing = self.showing[turn % len(self.showing)]
+            drawn.append(showing[int(torch.randint(len(showing), (1,), generator=generator))])
+        return drawn
 
 
 @contextmanager
@@ -92,12 +126,21 @@ class Watch(Callback):
         steps: Of the stage.
         say: Takes the lines.
         console: Where a bar is drawn; nowhere if it is None or no terminal.
+        structures: Their names, to say of which there is none in what the network finds on validation slices.
     """
 
     PAUSE = 30.0
 
-    def __init__(self, name: str, steps: int, *, say: Callable[[str], None], console: Console | None = None) -> None:
-        self.name, self.steps, self.say = name, steps, say
+    def __init__(
+        self,
+        name: str,
+        steps: int,
+        *,
+        say: Callable[[str], None],
+        console: Console | None = None,
+        structures: Sequence[str] = (),
+    ) -> None:
+        self.name, self.steps, self.say, self.structures = name, steps, say, structures
         self.bar = None
         if console is not None and console.is_terminal and is_first():
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
@@ -125,6 +168,16 @@ class Watch(Callback):
             loss = f"{float(outputs['loss']):.3f}"
             self.say(f"{self.name}: step {step} of {self.steps}, loss {loss}{scored}, about {in_words(left)} left")
 
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Says which structures the network does not find."""
+        known = trainer.callback_metrics
+        dead = [n for i, n in enumerate(self.structures, start=1) if known.get(f"validation_dice_{i}", 1.0) == 0.0]
+        if dead and is_first():
+            cure = "" if pl_module.schedule.balanced else "; `balanced` in the schedule draws slices that show it"
+            self.say(
+                f"{self.name}: step {trainer.global_step}: {', '.join(dead)} not found on any validation slice{cure}"
+            )
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Takes the bar away, however the stage ended."""
         if self.bar is not None:
@@ -141,27 +194,40 @@ class StageData(lightning.LightningDataModule):
     """Training batches from the step that is next, and validation slices."""
 
     def __init__(
-        self, training: Dataset, validation: Dataset | None, schedule: Schedule, *, seed: int, workers: int
+        self,
+        training: Mapping[str, Dataset],
+        validation: Dataset | None,
+        schedule: Schedule,
+        *,
+        seed: int,
+        workers: int,
     ) -> None:
         super().__init__()
         self.training, self.validation = training, validation
         self.schedule, self.seed, self.workers = schedule, seed, workers
 
-    def train_dataloader(self) -> DataLoader:
-        """The batches up to the next time the state is saved."""
+    def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:
+        """The batches up to the next time the state is saved; of several data sets, one of each in a step, by name."""
+        loaders = {name: self._batches(name, slices) for name, slices in self.training.items()}
+        return loaders if len(loaders) > 1 else next(iter(loaders.values()))
+
+    def _batches(self, name: str, slices: Dataset) -> DataLoader:
+        shows = getattr(slices, "shows", None) if name == "labelled" and self.schedule.balanced else None
         trainer = self.trainer
         assert trainer is not None
         start = trainer.current_epoch * self.schedule.every
         sampler = StepSampler(
-            len(self.training),  # pyright: ignore[reportArgumentType]
+            len(slices),  # pyright: ignore[reportArgumentType]
             self.schedule.batch_size,
             seed=self.seed,
             start=start,
             stop=start + self.schedule.every,
             rank=trainer.global_rank,
             world=trainer.world_size,
+            shows=None if shows is None else shows(),
+            balanced=self.schedule.balanced,
         )
-        return DataLoader(self.training, batch_sampler=sampler, num_workers=self.workers)
+        return DataLoader(slices, batch_sampler=sampler, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """The validation slices in order, or nothing."""
@@ -178,8 +244,9 @@ def fit(
     *,
     finish: Callable[[dict[str, Any]], None],
     watch: Callback | None = None,
+    best: bool = True,
 ) -> None:
-    """Trains a stage to its end, from the last state saved in `folder`, and takes the best weights if it validates.
+    """Trains a stage to its end, from the last state saved in `folder`.
 
     Args:
         module: Trained in place.
@@ -189,6 +256,7 @@ def fit(
         finish: Called on the first process with plain facts of the stage (``steps``, ``seconds``, and of a
             validated one the best Dice and its step) before any process goes on.
         watch: A callback more for Lightning, such as `Watch`.
+        best: Whether a stage that validates takes the weights that were best then, or goes on with the last.
     """
     schedule, validates = module.schedule, data.validation is not None
     last, epochs = folder / "last.ckpt", schedule.steps // schedule.every
@@ -198,9 +266,9 @@ def fit(
         shutil.rmtree(logs, ignore_errors=True)  # of a session that ended before it saved a state
     timer = Timer(interval="epoch", verbose=False)
     keep = {"dirpath": folder, "enable_version_counter": False}
-    best = Keep(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
+    chosen = Keep(filename="best", monitor="validation_dice", mode="max", save_weights_only=True, **keep)
     always = Keep(filename="last", save_on_train_epoch_end=True, **keep)
-    callbacks: list[Callback] = [timer, *([best] if validates else []), always, *([watch] if watch else [])]
+    callbacks: list[Callback] = [timer, *([chosen] if validates and best else []), always, *([watch] if watch else [])]
     with quiet():
         trainer = lightning.Trainer(
             accelerator=compute.accelerator,
@@ -222,10 +290,15 @@ def fit(
         with files.room(folder):
             trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=True)
     facts: dict[str, Any] = {"steps": schedule.steps, "seconds": round(timer.time_elapsed("train"), 2)}
-    if validates:
+    if validates and not best:
+        facts["validation_dice"], facts["best_step"] = (
+            float(trainer.callback_metrics["validation_dice"]),
+            schedule.steps,
+        )
+    elif validates:
         state = files.load(folder / "best.ckpt")
         module.load_state_dict(state["state_dict"])
-        score = best.best_model_score
+        score = chosen.best_model_score
         facts["validation_dice"] = None if score is None else float(score)
         facts["best_step"] = state["global_step"]
     if trainer.is_global_zero:

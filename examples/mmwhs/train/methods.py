@@ -3,8 +3,9 @@
 A method file may say ``extends: NAME``, the name of a built-in method, of another in the same file, or
 ``FILE.yaml:NAME`` of one in a file beside it: it then says only what differs. Mappings are merged key by key;
 everything else, lists included, replaces what was there; null takes it away. A key at the top may be a dotted path.
-Stages are a mapping from their names, and the one called ``finetune`` runs last. A file may hold several methods, by
-name, below ``methods:``, as ``experiments/acdc64/variants.yaml`` does; ``FILE.yaml:NAME`` is one of them.
+Stages are a mapping from their names; the one called ``finetune`` runs last, but for one of kind ``selftrain``. A stage
+may say ``like: NAME``: what it does not say itself is as in that stage of the method. A file may hold several methods,
+by name, below ``methods:``, as ``experiments/acdc64/variants.yaml`` does; ``FILE.yaml:NAME`` is one of them.
 """
 
 import re
@@ -173,6 +174,20 @@ def _finish(kind: type[T], values: Any, overrides: Mapping[str, Any], *, where: 
         values = lay(values, {path: value})
     if isinstance(values, dict) and isinstance(values.get("stages"), dict):
         # The values of a stage go first, so that a name of its own in the file would be an error and not silent.
-        items = sorted(values["stages"].items(), key=lambda item: item[0] == "finetune")
+        stages = {name: _alike(name, stage, values["stages"]) for name, stage in values["stages"].items()}
+        items = sorted(
+            stages.items(), key=lambda item: 2 if item[1].get("kind") == "selftrain" else item[0] == "finetune"
+        )
         values = {**values, "stages": [{**stage, "name": name} for name, stage in items]}
     return parse(kind, values, where=where)
+
+
+def _alike(name: str, stage: Any, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a stage over those of the stage that it is like."""
+    if not isinstance(stage, Mapping) or "like" not in stage:
+        return {**stage}
+    model, own = stage["like"], {key: value for key, value in stage.items() if key != "like"}
+    one_of(f"like of the stage {name!r}", str(model), [each for each in stages if each != name])
+    if "like" in stages[model]:
+        raise ValueError(message(f"stage {model!r} to be like no other, as {name!r} is like it", stages[model]["like"]))
+    return merge(stages[model], own)

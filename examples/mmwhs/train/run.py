@@ -1,9 +1,11 @@
 """A run: the stages of a method in order, in a folder that a killed run continues from."""
 
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from rich.console import Console
 from torch.utils.data import Subset
 
 from examples.mmwhs import files
-from examples.mmwhs.data.store import evaluation_slices, training_slices
+from examples.mmwhs.data.store import SliceDataset, evaluation_slices, training_slices
 from examples.mmwhs.messages import message
 from examples.mmwhs.train import config, methods
 from examples.mmwhs.train.check import check, device, plan, stage_module
@@ -34,7 +36,13 @@ def silent(_: str) -> None:
 
 
 def run(
-    settings: config.Run, out: Path, *, cache: Path | None = None, say: Say = silent, console: Console | None = None
+    settings: config.Run,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    say: Say = silent,
+    console: Console | None = None,
+    shared: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Trains and evaluates one run in the folder `out`, from wherever it was left.
 
@@ -48,6 +56,7 @@ def run(
         cache: Where prepared slices are kept; ``out/cache`` by default.
         say: Takes a line about each thing done.
         console: Where to draw progress bars.
+        shared: Folders of stages that other runs have finished, by the digests of `Setup.keys`: they are copied.
 
     Returns:
         What ``metrics.json`` holds; nothing on processes other than the first.
@@ -60,7 +69,7 @@ def run(
         setup = Setup.of(settings, cache or out / "cache")
         same_run(out, setup)
         said = logged(say, out / "log.txt") if is_first() else silent
-        return _run(setup, out, said, console)
+        return _run(setup, out, said, console, shared or {})
 
 
 def logged(say: Say, path: Path) -> Say:
@@ -74,19 +83,30 @@ def logged(say: Say, path: Path) -> Say:
     return both
 
 
-def _run(setup: Setup, out: Path, say: Say, console: Console | None) -> dict[str, Any]:
+def folders_of(setup: Setup, out: Path) -> dict[str, Path]:
+    """The folder of every stage of a run, by the digest of all that decides what the stage leaves."""
+    stages = enumerate(setup.settings.method.stages, start=1)
+    return dict(zip(setup.keys(), (out / f"{number}-{stage.name}" for number, stage in stages), strict=True))
+
+
+def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Mapping[str, Path]) -> dict[str, Any]:
     settings, stages = setup.settings, setup.settings.method.stages
-    folders = [out / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
+    folders = folders_of(setup, out)
     if is_first() and not (out / "metrics.json").is_file():
         for line in plan(setup, out):
             say(line)
         check(setup, out)
     facts: dict[str, Any] = {}
     weights: dict[str, Any] | None = None
-    for number, (stage, folder) in enumerate(zip(stages, folders, strict=True)):
+    for number, (stage, (key, folder)) in enumerate(zip(stages, folders.items(), strict=True)):
+        if is_first() and key in shared and not folder.exists():
+            say(f"{settings.method.title}, {stage.name}: as in {shared[key].parent.name}")
+            files.replace(folder, partial(shutil.copytree, shared[key]))
         if not (folder / "done.json").is_file():
             name, length = f"{settings.method.title}, {stage.name}", settings.schedule(stage).steps
-            train(setup, number, weights, folder, watch=Watch(name, length, say=say, console=console))
+            names = setup.dataset.description.classes
+            watch = Watch(name, length, say=say, console=console, structures=names)
+            train(setup, number, weights, folder, watch=watch)
         facts[stage.name] = files.read_json(folder / "done.json")
         weights = files.load(folder / "weights.pt")
         if is_first():
@@ -114,9 +134,14 @@ def train(
     """
     settings, stage = setup.settings, setup.settings.method.stages[number]
     split = setup.split_of(stage)
-    training = training_slices(setup.store, split, stage.name, setup.planes(stage), labels=stage.labels)
+    doors = {True: "labelled", False: "unlabelled"}
+    training = {
+        name: training_slices(setup.store, split, stage.name, setup.planes(stage), labels=labels)
+        for labels, name in doors.items()
+        if (stage.labels if labels else stage.unlabelled)
+    }
     validation = None
-    if stage.kind == "finetune":
+    if stage.output:
         validation = evaluation_slices(setup.store, setup.split, "validation")
         few = np.linspace(0, len(validation) - 1, min(len(validation), settings.scale.validation_slices))
         validation = Subset(validation, np.unique(few.round().astype(int)).tolist())
@@ -126,15 +151,25 @@ def train(
     data = StageData(training, validation, schedule, seed=order, workers=settings.compute.workers)
 
     def finish(facts: dict[str, Any]) -> None:
-        weights = {key: value.cpu() for key, value in net.state_dict().items()}
+        weights = module.left(net)
         if lost := [key for key, value in weights.items() if not value.isfinite().all()]:
             cure = "Lower `learning_rate` in its schedule."
             raise ValueError(message(f"finite weights after stage {stage.name!r}", f"NaN in {lost[0]}", cure))
         files.save(folder / "weights.pt", weights)
-        seen = {"slices": len(training), "patients": len({case.patient for case in training.cases})}
-        files.write_json(folder / "done.json", {**facts, **seen})
+        files.write_json(folder / "done.json", {**facts, **_seen(training)})
 
-    fit(module, data, folder, settings.compute, finish=finish, watch=watch)
+    best = settings.chooses(stage)
+    fit(module, data, folder, settings.compute, finish=finish, watch=watch, best=best)
+
+
+def _seen(training: Mapping[str, SliceDataset]) -> dict[str, Any]:
+    """How many slices of how many patients a stage has seen; with and without labels, where it sees both."""
+    seen = {
+        name: {"slices": len(slices), "patients": len({case.patient for case in slices.cases})}
+        for name, slices in training.items()
+    }
+    first, *more = seen.values()
+    return {**first, "unlabelled": more[0]} if more else first
 
 
 def conclude(
@@ -175,6 +210,8 @@ def conclude(
 def described_stage(name: str, facts: dict[str, Any]) -> str:
     """A line about a finished stage."""
     line = f"{name}: {facts['steps']} steps on {facts['slices']} slices of {facts['patients']} patients"
+    if "unlabelled" in facts:
+        line += f" with labels and {facts['unlabelled']['slices']} of {facts['unlabelled']['patients']} without"
     if facts.get("validation_dice") is not None:
         line += f", validation Dice {facts['validation_dice']:.3f} at step {facts['best_step']}"
     return f"{line}, {facts['seconds']:.0f} s"

@@ -79,6 +79,12 @@ class Setup:
             return self.split
         return make_split(self.dataset, labelled=stage.labelled, seed=self.settings.seed)
 
+    @property
+    def pose(self) -> dict[str, float]:
+        """How far augmentation turns and how often it mirrors slices at least; nothing of that where all is default."""
+        described = self.dataset.description
+        return {name: value for name in ("rotation", "flip") if (value := getattr(described, name))}
+
     def planes(self, stage: config.Stage) -> tuple[str, ...]:
         """The planes whose slices a stage sees."""
         return self.store.planes if stage.planes == "all" else (self.store.main_plane,)
@@ -115,11 +121,15 @@ class Setup:
                 "slices": (self.store.size, self.dataset.description.crop, self.store.percentiles, self.planes(stage)),
                 "network": self.architecture,
                 "stage": _said(replace(stage, planes="main")),
-                "schedule": asdict(self.settings.schedule(stage)),
+                "schedule": {k: v for k, v in asdict(self.settings.schedule(stage)).items() if k != "balanced" or v},
                 "seed": self.settings.seed,
                 "before": keys[-1:],
             }
-            if stage.kind == "finetune":
+            if self.pose and not self.store.patch:
+                decides["pose"] = self.pose
+            if stage.labels and stage.unlabelled:
+                decides["unlabelled"] = self._files(self.split.train, labels=False)
+            if self.settings.chooses(stage):
                 decides["validation"] = (self._files(self.split.validation), self.settings.scale.validation_slices)
             keys.append(digest(decides))
         return keys

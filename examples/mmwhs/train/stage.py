@@ -18,7 +18,7 @@ from examples.mmwhs.messages import message
 from examples.mmwhs.train.components import component
 from examples.mmwhs.train.config import Part, Schedule, Stage
 from examples.mmwhs.train.evaluate import scores
-from mmgl_losses import attach_heads, plugins
+from mmgl_losses import MeanTeacher, attach_heads, copy_paste, plugins, pseudo_labels
 
 Batch = Mapping[str, Any]
 
@@ -56,14 +56,23 @@ class StageModule(lightning.LightningModule):
         classes: Number of classes, background included.
         shape: Sides of a slice or patch, for the pass that sizes the heads.
         seed: Of the run.
+        pose: The options of `Augment` that the data set asks for.
     """
 
     def __init__(
-        self, net: nn.Module, stage: Stage, schedule: Schedule, *, classes: int, shape: Sequence[int], seed: int
+        self,
+        net: nn.Module,
+        stage: Stage,
+        schedule: Schedule,
+        *,
+        classes: int,
+        shape: Sequence[int],
+        seed: int,
+        pose: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.stage, self.schedule, self.classes, self.seed = stage, schedule, classes, seed
-        self.augment = Augment(stage.augmentation)
+        self.augment = Augment(stage.augmentation, **(pose or {}))
         torch.manual_seed(seed_of(seed, stage.name))
         self.loss = build(stage.loss, "loss", classes)
         self.matrix = MulticlassConfusionMatrix(classes)
@@ -85,6 +94,10 @@ class StageModule(lightning.LightningModule):
         else:
             self.tapped = Untapped(trained)
         self.keys = stage.keys and component(stage.keys.name, self.tapped, **stage.keys.options)
+        self.teacher = None
+        if stage.teaching is not None:
+            self.teacher = MeanTeacher(self.tapped, momentum=stage.teaching.momentum)
+            self.strong = Augment(stage.teaching.augmentation)
         self.train()
 
     def setup(self, stage: str) -> None:
@@ -142,15 +155,17 @@ class StageModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Augments, taps, and takes the loss."""
-        loss = self.loss_on(batch, batch["label"] if self.stage.labels else None)
+        loss = self.loss_on(batch)
         if not loss.isfinite():
             raise ValueError(self._not_finite(loss, batch))
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def loss_on(self, batch: Batch, labels: Tensor | None) -> Tensor:
-        """The loss of a batch of slices, augmented."""
-        images = batch["image"]
+    def loss_on(self, batch: Batch) -> Tensor:
+        """The loss of a batch of slices, augmented; in self-training, of a labelled and an unlabelled batch."""
+        if self.stage.teaching is not None:
+            return self.taught(batch["labelled"], batch["unlabelled"])
+        images, labels = batch["image"], batch["label"] if self.stage.labels else None
         if self.stage.moves_places:
             labels = self.places(images)
         images, labels = self.augmented(images, labels)
@@ -161,9 +176,25 @@ class StageModule(lightning.LightningModule):
         keys, key_ids = self.keys(others, own)
         return self.loss(self.tapped(queries)[1], own, keys=keys, key_instances=key_ids)
 
+    def taught(self, labelled: Batch, unlabelled: Batch) -> Tensor:
+        """The loss on labelled points, and on points that the teacher labels, of slices that exchange boxes."""
+        how, ignored = self.stage.teaching, self.stage.loss.options["ignore_index"]
+        assert how is not None
+        assert self.teacher is not None
+        images, labels = self.augment(labelled["image"], labelled["label"])
+        others, _ = self.augment.geometry(unlabelled["image"])
+        seen = pseudo_labels(self.teacher(others)[0], confidence=how.confidence, ignore_index=ignored)
+        assert labels is not None
+        mixed = copy_paste(images, labels, self.strong.intensity(others), seen, side=how.side, ignore_index=ignored)
+        output, levels = self.tapped(mixed.images)
+        levels = {**levels, "output": output}
+        return self.loss(levels, mixed.labels) + how.weight * self.loss(levels, mixed.other_labels)
+
     def _not_finite(self, loss: Tensor, batch: Batch) -> str:
         """What there is to say of a loss that is NaN or infinite."""
-        got = f"{loss.item()} at step {self.global_step} on the slices {', '.join(batch['slice'])}"
+        parts = batch.values() if self.stage.teaching else [batch]
+        names = ", ".join(name for part in parts for name in part["slice"])
+        got = f"{loss.item()} at step {self.global_step} on the slices {names}"
         if not all(p.isfinite().all() for p in self.parameters()):
             got += ", with weights that were not finite before them"
         cure = f"Look at these slices, or lower `learning_rate` ({self.schedule.learning_rate:g}) in its schedule."
@@ -180,13 +211,15 @@ class StageModule(lightning.LightningModule):
         return torch.cat([image for image, _ in copies]), torch.cat(targets) if targets else None
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Lets the keys follow the network."""
+        """Lets the keys and the teacher follow the network."""
         if self.keys is not None:
             self.keys.follow(self.tapped)
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.tapped)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts pixels by true and predicted class."""
-        output, _ = self.tapped(batch["image"])
+        output, _ = (self.teacher or self.tapped)(batch["image"])
         self.matrix.update(output.argmax(dim=1), batch["label"])
 
     def on_validation_epoch_end(self) -> None:
@@ -196,6 +229,11 @@ class StageModule(lightning.LightningModule):
         each = {f"validation_dice_{index}": _number(value) for index, value in enumerate(dice["each"], start=1)}
         self.log_dict(each, sync_dist=True)
         self.matrix.reset()
+
+    def left(self, net: nn.Module) -> dict[str, Tensor]:
+        """The weights that the stage leaves: of the network, or, where there is a teacher, of the teacher."""
+        kept = net if self.teacher is None else self.teacher.module.get_submodule("net")
+        return {key: value.cpu() for key, value in kept.state_dict().items()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, its rate falling along a cosine to zero over the stage."""

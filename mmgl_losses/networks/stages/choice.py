@@ -44,7 +44,14 @@ class Chooser:
         assert bottom is not None
         skips = self._skips()
         extra = [level for level in skips if level not in self.path.down and depth(level) < depth(bottom)]
-        down = sorted([*self.path.down, *extra], key=depth)
+        # A skip that takes what is only pooled stands for the level that was pooled.
+        pooled = [
+            max((found for found in self.path.down if depth(found) < depth(level)), key=depth, default=None)
+            for level in extra
+        ]
+        down = sorted(
+            [level for level in {*self.path.down, *extra} if level in skips or level not in pooled], key=depth
+        )
         self.bottom, self.levels = bottom, {*down, bottom, *self.path.up}
         self.lasts = [
             max((i for i in stage if self.graph.levels[i] == level and self._map(i)), default=-1)
@@ -155,12 +162,20 @@ class Chooser:
             if call.name and held and call.start > own[0] and self._belongs_to_next(call, own, held, floor=floor):
                 next_ones.update(held)
         node = self._unprojected([i for i in own if i not in next_ones] or own)
-        while not self.returning.get(node) and not self.nodes[node].weighted and len(self.nodes[node].carriers) == 1:
-            before = self.nodes[node].carriers[0]  # a reshape, or an activation as a function
-            if before not in own:
-                break
-            node = before
+        before = node
+        while not self.returning.get(before) and self._bare(before):  # a reshape, or an activation as a function
+            (before,) = self.nodes[before].carriers
+            node = before if before in own else node
         return node
+
+    def _bare(self, index: int) -> bool:
+        """The node has no weights and comes from one other on its level."""
+        node = self.nodes[index]
+        return (
+            not node.weighted
+            and len(node.carriers) == 1
+            and self.graph.levels[node.carriers[0]] == self.graph.levels[index]
+        )
 
     def _belongs_to_next(self, call: Call, own: list[int], held: list[int], *, floor: bool) -> bool:
         """The call begins on this level and goes on to the next one, or to a head, from one map that a module made."""
@@ -185,6 +200,8 @@ class Chooser:
         calls = [call for call in self.returning.get(node, ()) if call.output == node and call.holds(node)]
         if any(next(call.module.parameters(), None) is not None for call in calls):
             return True
+        if len(self.nodes[node].carriers) > 1:  # two maps meet
+            return any(i >= first and self._stands(i, first) for i in self.nodes[node].carriers)
         way = self.path.before | self.path.after
         return any(self.nodes[i].weighted for i in range(first, node + 1) if i in way)
 
@@ -209,10 +226,14 @@ class Chooser:
 
     def _before(self, layer: int, own: set[int]) -> int | None:
         """The map that a layer is given, through reshapes."""
-        todo = list(self.nodes[layer].carriers)
-        while len(todo) == 1 and not (todo[0] in own and self._map(todo[0])):
+        todo, found = list(self.nodes[layer].carriers), None
+        while len(todo) == 1:
+            found = todo[0] if todo[0] in own else found
+            node = self.nodes[todo[0]]
+            if node.normalised or node.rectified or self.returning.get(todo[0]) or not self._bare(todo[0]):
+                break
             todo = list(self.nodes[todo[0]].carriers)
-        return todo[0] if len(todo) == 1 else None
+        return found
 
     def _unjoined(self, own: list[int]) -> int:
         """The last map; where a module puts its own input beside it, as a skip connection, the map alone."""
@@ -255,17 +276,20 @@ class Chooser:
             usable = [call for call in calls if not self.obstacle(call)]
             if usable and self._map(index):
                 call = usable[0]
-                return Choice(role, index, call, why if crossed else "")
+                return Choice(role, index, call, (why or "no module returns it") if crossed else "")
             if calls and not why:
                 call = calls[0]
                 why = f"{call.name!r} {self.obstacle(call)}"
             # Behind a layer, or where two maps meet, it is another map.
             crossed = crossed or self.nodes[index].weighted or len(self.nodes[index].carriers) > 1
-            todo += [
-                (i, crossed)
+            ways = [
+                i
                 for i in self.nodes[index].carriers
                 if self.graph.levels[i] == level and (i in stage or i not in self.path.before | self.path.after)
             ]
+            if self.nodes[index].joined:  # the widest of what is put side by side is most of it
+                ways = sorted(ways, key=lambda i: (found.channels if (found := self.nodes[i].map) else 0, i))[-1:]
+            todo += [(i, crossed) for i in ways]
         if not why and self.scripted:
             why = f"no module returns it; {', '.join(map(repr, self.scripted))} is scripted, which has no hooks"
         return Choice(role, node, None, why or "no module returns it")

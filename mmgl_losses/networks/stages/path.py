@@ -222,7 +222,8 @@ def _chains(graph: Graph, order: list[int], edges: dict[int, list[int]], *, up: 
                 found = _Chain(other.count, own, j, other.joins + joins)
             else:
                 continue
-            if (found.count, found.own, found.joins) >= (best.count, best.own, best.joins):
+            # Of as many levels, a way up has those above its start; a way down has that of its end, where a layer is.
+            if (found.count, found.own != up, found.joins) >= (best.count, best.own != up, best.joins):
                 best = found
         chains[i] = best
     return chains
