@@ -64,7 +64,7 @@ def patient(number: int, slices: int = 8) -> tuple[Tensor, Tensor]:
         torch.zeros(slices, SIZE, SIZE, dtype=torch.long),
     )
     for image, label, height in zip(
-        images, labels, torch.linspace(-0.8, 0.8, slices).tolist(), strict=True
+        images, labels, torch.linspace(-0.9, 0.2, slices).tolist(), strict=True
     ):
         for name, centre_x, centre_y, radius_x, radius_y, intensity in ellipses:
             shrink = (
@@ -111,9 +111,9 @@ def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Turns, scales and moves each slice and its labels in a way of its own; changes the contrast of the image."""
     n = len(images)
     angle, scale, shift = (
-        torch.rand(n) - 0.5,
-        0.8 + 0.4 * torch.rand(n, 1, 1),
-        0.3 * (torch.rand(n, 2, 1) - 0.5),
+        torch.rand(n) / 2 - 0.25,
+        0.9 + torch.rand(n, 1, 1) / 5,
+        0.15 * (torch.rand(n, 2, 1) - 0.5),
     )
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
     grid = F.affine_grid(
@@ -123,7 +123,7 @@ def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     labels = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[
         :, 0
     ].long()
-    gamma, contrast = 0.5 + torch.rand(2, n, 1, 1, 1)
+    gamma, contrast = 0.75 + torch.rand(2, n, 1, 1, 1) / 2
     return contrast * images.clamp(min=0) ** gamma + 0.06 * torch.randn_like(images), labels
 
 
@@ -144,7 +144,7 @@ def dice(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 # Two augmentations of a slice are alike, and unlike those of all other slices. The heads are on the last stages of
 # the encoder. The optimiser is made once, with the parameters of network and heads.
 
-STEPS = 150, 100, 200
+STEPS = 150, 100, 300
 
 torch.manual_seed(0)
 start = mmgl.UNet(1, 5, channels=(8, 16, 32, 64), norm="batch")
@@ -152,8 +152,8 @@ net = copy.deepcopy(start)
 contrast = mmgl.MultiScaleGlobalContrast(weights=(0.2, 0.2, 0.6))
 taps = {name: mmgl.GlobalHead for name in ("pools.1", "pools.2", "up")}
 tapped = mmgl.attach_heads(net.encoder, images[:2], taps, output=False)
-optimiser = torch.optim.Adam(tapped.parameters(), lr=1e-3)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=STEPS[0])
+optimiser = torch.optim.Adam(tapped.parameters(), lr=3e-3)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=STEPS[0])
 
 for _ in range(STEPS[0]):
     batch = images[torch.randint(len(images), (16,))]
