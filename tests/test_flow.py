@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import mmgl_losses
 from mmgl_losses import GlobalHead, LocalHead, TappedModel, UNet, attach_heads, discover_stages
 from mmgl_losses.networks.taps import head_key
 from mmgl_losses.networks.trace import record
@@ -209,7 +210,7 @@ def test_names_with_quotes_can_be_pasted():
     net.add_module('say "a"', double(1, 4))
     net.add_module("b'\\", double(4, 8))
     call = str(discover_stages(net, image())).split("\n\n")[-1]
-    scope = {"attach_heads": attach_heads, "net": net, "example": image(), "GlobalHead": GlobalHead}
+    scope = {**vars(mmgl_losses), "net": net, "example": image()}
     exec(call, scope)
     assert scope["tapped"](image())[1]
 

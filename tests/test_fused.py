@@ -60,6 +60,8 @@ def test_half_precision_features_are_multiplied_in_their_type():
     labels, seen = torch.tensor([[0, 0, 1, 1]]), []
 
     class StandIn:
+        NORMALISES = False
+
         def forward(self, problem):
             seen.append((problem.anchors.dtype, problem.precision))
             return tiled.forward(problem)

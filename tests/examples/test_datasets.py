@@ -83,8 +83,10 @@ def test_an_mmwhs_tree_at_any_depth(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"one modality below .* got ct and mr\. Choose with --modality ct\."):
         open_dataset(tmp_path)
     data = open_dataset(tmp_path, modality="ct")
-    assert [case.id for case in data.cases] == ["ct_train_1001", "ct_train_1102"]
-    assert data.patients == ("ct_train_1001", "ct_train_1102")
+    labelled = [case for case in data.cases if case.label is not None]
+    assert [case.id for case in labelled] == ["ct_train_1001", "ct_train_1102"]
+    assert [case.id for case in data.cases if case.label is None] == ["ct_test_2001"]  # serves what needs no label
+    assert data.patients == ("ct_test_2001", "ct_train_1001", "ct_train_1102")
     described = data.description
     assert dict(zip(described.classes, described.values, strict=True)) == {
         "LV": 500, "RV": 600, "LA": 420, "RA": 550, "MYO": 205, "AA": 820, "PA": 850,
@@ -93,7 +95,7 @@ def test_an_mmwhs_tree_at_any_depth(tmp_path: Path) -> None:
     assert (described.planes, described.main_plane, described.slice_size) == (PLANES, "transaxial", 160)
     assert [case.id for case in open_dataset(tmp_path, modality="mr").cases] == ["mr_train_1001"]
     assert open_dataset(tmp_path, modality="mr").description.name == "mmwhs_mr"
-    assert load_volume(data.cases[0], described).label is not None
+    assert load_volume(labelled[0], described).label is not None
 
 
 def test_the_only_modality_is_taken_and_plain_nii_is_read(tmp_path: Path) -> None:
