@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+import mmgl_losses
 from mmgl_losses import (
     DeepSupervisionDice,
     GlobalHead,
@@ -109,8 +110,7 @@ def _look(trial: Trial, entry: Entry, net: nn.Module, image: Tensor) -> Stages:
 def _paste(stages: Stages, net: nn.Module, example: Tensor) -> None:
     """Run what the report says, as it says it."""
     for call in str(stages).split("# ")[1:]:
-        scope = {"attach_heads": attach_heads, "GlobalHead": GlobalHead, "LocalHead": LocalHead}
-        exec(call.partition("\n")[2], scope := {**scope, "net": net, "example": example})
+        exec(call.partition("\n")[2], scope := {**vars(mmgl_losses), "net": net, "example": example})
         scope["tapped"].close()
 
 
