@@ -31,6 +31,13 @@ from mmgl_losses import (
 KEYS = ["image", "label"]
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays_compiled():
+    """What is compiled here is compiled in pieces, and the compiler would remember that for the same code elsewhere."""
+    yield
+    torch.compiler.reset()
+
+
 def loader():
     """Two crops of each of four slices, cached, flipped, and put together by MONAI."""
     torch.manual_seed(0)
