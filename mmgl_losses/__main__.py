@@ -6,8 +6,7 @@ import platform
 import torch
 
 import mmgl_losses
-from mmgl_losses.contrast import arguments, engines, native
-from mmgl_losses.contrast.problem import Problem
+from mmgl_losses.contrast import engines, native
 from mmgl_losses.testing import engines as check
 
 
@@ -24,7 +23,7 @@ def lines() -> list[str]:
     """The machine, and every engine for tensors of each device."""
     found = machine()
     for device in devices():
-        few, many = _problem(2, device), _problem(1024, device)
+        few, many = check.problem(2, device), check.problem(1024, device)
         for name, engine in engines.ENGINES.items():
             reason = engine.refuses(many)
             chosen = [size for size, p in (("few", few), ("many", many)) if engines.engine("auto", p) is engine]
@@ -37,12 +36,6 @@ def lines() -> list[str]:
 def devices() -> tuple[str, ...]:
     """The devices there are."""
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-
-
-def _problem(n: int, device: str) -> Problem:
-    ids = torch.zeros(1, n, dtype=torch.int64, device=device)
-    z = torch.zeros(1, n, 1, device=device)
-    return arguments.pose(z, ids, temperature=1.0, bound=1.0, precision=z.dtype)
 
 
 def main(words: list[str] | None = None) -> int:

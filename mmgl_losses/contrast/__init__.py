@@ -10,10 +10,10 @@ from mmgl_losses.contrast.arguments import check_ids as check_ids
 from mmgl_losses.contrast.arguments import check_temperature as check_temperature
 from mmgl_losses.contrast.arguments import pose as pose
 from mmgl_losses.contrast.arguments import select as select
-from mmgl_losses.contrast.arguments import widened as widened
 from mmgl_losses.contrast.engines import Impl as Impl
 from mmgl_losses.contrast.engines import check_impl as check_impl
 from mmgl_losses.contrast.problem import Problem
+from mmgl_losses.contrast.unit import widened as widened
 
 __all__ = ["PairLogSumExp", "PairTerms", "pair_logsumexp", "pair_terms"]
 

@@ -10,7 +10,7 @@ from mmgl_losses import checks
 from mmgl_losses.checks import message
 from mmgl_losses.contrast import engines
 from mmgl_losses.contrast.problem import Problem
-from mmgl_losses.contrast.unit import normalise
+from mmgl_losses.contrast.unit import normalise, widened
 
 
 def problem(
@@ -86,11 +86,6 @@ def pose(
         anchors, keys, ids, key_ids, self_index, anchor_mask, key_mask, key_log_weights,
         limit, scale, tolerance, unit, precision,
     )  # fmt: skip
-
-
-def widened(x: Tensor) -> Tensor:
-    """float32 for half precision: products of features are summed in no less."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def select(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -10,6 +10,11 @@ from torch.autograd import Function, forward_ad
 from mmgl_losses import checks
 
 
+def widened(x: Tensor) -> Tensor:
+    """float32 for half precision: products of features are summed in no less."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def normalise(x: Tensor) -> Tensor:
     """Unit vectors along the last axis, in float32 or better, whatever the length of `x`.
 
@@ -27,8 +32,7 @@ def normalise(x: Tensor) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    x = checks.floating("x", x)
-    x = x if x.dtype == torch.float64 else x.float()
+    x = widened(checks.floating("x", x))
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return unit(x)[0]
     return _Unit.apply(x)[0]  # pyright: ignore[reportIndexIssue]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from mmgl_losses.losses.overlap import (
     Sums,
     check_class_weights,
     check_regions,
-    labels_of,
     of_classes,
     of_regions,
 )
@@ -43,6 +42,11 @@ class DiceOptions:
     def first(self) -> int:
         """The first channel that counts."""
         return 0 if self.include_background else 1
+
+    @property
+    def label_sets(self) -> tuple[tuple[int, ...], ...]:
+        """The labels of each region, as checked."""
+        return cast("tuple[tuple[int, ...], ...]", self.regions or ())
 
     def __post_init__(self) -> None:
         for name in ("include_background", "batch", "squared", "gather"):
@@ -288,7 +292,7 @@ def _sums(logits: Tensor, labels: Tensor, options: DiceOptions) -> Sums:
     wanted = {"squared": options.squared, "entropy": options.cross_entropy > 0, "weights": weights}
     if options.regions is None:
         return of_classes(wide, y, keep, **wanted)
-    return of_regions(wide, y, keep, [labels_of(region) for region in options.regions], **wanted)
+    return of_regions(wide, y, keep, options.label_sets, **wanted)
 
 
 def _check_channels(name: str, channels: int, options: DiceOptions) -> None:
@@ -313,7 +317,7 @@ def _check_classes(labels: Tensor, channels: int, options: DiceOptions) -> None:
     if options.regions is None:
         wrong, known = (labels < 0) | (labels >= channels), f"0 ... {channels - 1}"
     else:  # what is in no region is background, but for what usually marks points without a label
-        unlabelled = not any(255 in labels_of(region) for region in options.regions)
+        unlabelled = not any(255 in region for region in options.label_sets)
         wrong, known = (labels < 0) | ((labels == 255) & unlabelled), "0 ... 254, or in one of `regions`"
     if options.ignore_index is not None:
         wrong &= labels != options.ignore_index
@@ -332,8 +336,7 @@ def _diagnosed(
     present, counts = labels[labels != options.ignore_index].unique(return_counts=True)
     valid = dict(zip(present.tolist(), counts.tolist(), strict=True))
     if options.regions is not None:
-        regions = map(labels_of, options.regions)
-        valid = {i: sum(valid.get(label, 0) for label in region) for i, region in enumerate(regions)}
+        valid = {i: sum(valid.get(label, 0) for label in region) for i, region in enumerate(options.label_sets)}
     return LevelDiagnostics(
         name=name,
         weight=weight,

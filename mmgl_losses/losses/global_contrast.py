@@ -229,6 +229,7 @@ def _terms(
     k = key_ids = self_index = None
     if keys is not None or key_instances is not None:
         k, key_ids = _others(keys, key_instances, embeddings, options.tolerance)
+        k = k.to(z.dtype)
     if options.gather and distributed.world() > 1:
         if k is None or key_ids is None:
             k, key_ids = z, ids
@@ -315,7 +316,7 @@ def _others(
     checks.same_device("key_instances", ids, "embeddings", x[0])
     contrast.check_ids("key_instances", ids, tolerance)
     _warn_of_itself(found[0], x[0])
-    return contrast.widened(_stacked(found)).to(contrast.widened(x[0]).dtype), ids.expand(len(found), -1)
+    return _stacked(found), ids.expand(len(found), -1)
 
 
 def _warn_of_itself(keys: Tensor, embeddings: Tensor) -> None:

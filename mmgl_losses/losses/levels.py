@@ -166,10 +166,16 @@ def check_weights(weights: object) -> tuple[float, ...] | dict[str, float]:
     for key in weights if named is weights else ():
         if not isinstance(key, str):
             raise TypeError(message("the keys of `weights` to be the names of levels", typed(key)))
-    checked = {key: checks.number(f"weights[{key!r}]", value, least=0.0) for key, value in named.items()}
-    if not any(checked.values()):
-        raise ValueError(message("at least one of `weights` above 0", repr(weights)))
+    checked = above_zero("weights", named, weights)
     return {str(key): value for key, value in checked.items()} if named is weights else tuple(checked.values())
+
+
+def above_zero(name: str, values: Mapping[Any, object], given: object) -> dict[Any, float]:
+    """Finite numbers of at least 0 by their keys, not all 0; `given` is what the user wrote."""
+    checked = {key: checks.number(f"{name}[{key!r}]", value, least=0.0) for key, value in values.items()}
+    if not any(checked.values()):
+        raise ValueError(message(f"at least one of `{name}` above 0", repr(given)))
+    return checked
 
 
 def _paired(name: str, values: object, weights: Weights) -> list[tuple[str, Any, float]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmgl_losses import checks
 from mmgl_losses.checks import message, typed
+from mmgl_losses.losses.levels import above_zero
 
 Regions: TypeAlias = Sequence[int | Sequence[int]]
 
@@ -48,8 +49,7 @@ def of_classes(
     likelihood = points = None
     if log_p is not None:
         own = log_p.gather(1, y[:, None]).squeeze(1)
-        share = torch.ones_like(own) if weights is None else weights[y]
-        likelihood, points = _kept(own * share, keep).sum(), _kept(share, keep).sum()
+        likelihood, points = _likelihood(own, None if weights is None else weights[y], keep)
     return Sums(hit, predicted, true, true.sum(1) > 0, likelihood, points)
 
 
@@ -72,19 +72,19 @@ def of_regions(
     likelihood = points = None
     if entropy:
         own = F.logsigmoid(logits * (2.0 * t - 1.0))  # log p where it is true, log(1 - p) elsewhere
-        share = torch.ones_like(own) if weights is None else weights[:, None].expand_as(own)
-        likelihood, points = _kept(own * share, keep).sum(), _kept(share, keep).sum()
+        likelihood, points = _likelihood(own, None if weights is None else weights[:, None].expand_as(own), keep)
     return Sums(hit, predicted, true, counted, likelihood, points)
+
+
+def _likelihood(own: Tensor, weights: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The sum of w · log p over the points that count, and the sum of w."""
+    share = torch.ones_like(own) if weights is None else weights
+    return _kept(own * share, keep).sum(), _kept(share, keep).sum()
 
 
 def _kept(values: Tensor, keep: Tensor | None) -> Tensor:
     """Values (B, n) or (B, C, n) where points (B, n) count, 0 elsewhere."""
     return values if keep is None else values * keep.view(len(keep), *[1] * (values.ndim - 2), keep.shape[1])
-
-
-def labels_of(region: int | Sequence[int]) -> Sequence[int]:
-    """The labels that make up a region, which may be a single one."""
-    return [region] if isinstance(region, int) else region
 
 
 def check_class_weights(value: object) -> tuple[float, ...]:
@@ -93,10 +93,7 @@ def check_class_weights(value: object) -> tuple[float, ...]:
         value = value.tolist()  # pyright: ignore[reportAttributeAccessIssue]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(message("`class_weights` to be a sequence of numbers, one for each channel", typed(value)))
-    checked = tuple(checks.number(f"class_weights[{i}]", weight, least=0.0) for i, weight in enumerate(value))
-    if not any(checked):
-        raise ValueError(message("at least one of `class_weights` above 0", repr(value)))
-    return checked
+    return tuple(above_zero("class_weights", dict(enumerate(value)), value).values())
 
 
 def check_regions(value: object, ignore_index: int | None) -> tuple[tuple[int, ...], ...]:

@@ -112,6 +112,15 @@ def results(
     return [x.detach().double() for x in (*found, *grads)]
 
 
+def wanted(
+    anchors: Tensor, ids: Tensor, given: dict[str, Any], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The results of plain torch on features of a type, and the exact ones."""
+    near, kept = rounded(anchors, given, dtype)
+    plain = results(near, ids, kept, torch.float32, "reference")
+    return plain, results(anchors, ids, given, torch.float64, "reference")
+
+
 def rounded(anchors: Tensor, given: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, dict[str, Any]]:
     """Features as a type holds them: the least that the type costs."""
     if dtype in (torch.float32, torch.float64):
@@ -139,11 +148,8 @@ def worst(got: list[Tensor], plain: list[Tensor], exact: list[Tensor], dtype: to
 def judge(case: Case, impl: str, device: str) -> float:
     """`worst` of an engine at a case."""
     anchors, ids, given = case.problem(device)
-    exact = results(anchors, ids, given, torch.float64, "reference")
-    near, kept = rounded(anchors, given, case.dtype)
-    plain = results(near, ids, kept, torch.float32, "reference")
     found = results(anchors, ids, given, torch.float32, impl, precision=case.dtype)
-    return worst(found, plain, exact, case.dtype)
+    return worst(found, *wanted(anchors, ids, given, case.dtype), case.dtype)
 
 
 def milliseconds(impl: str, device: str, dtype: torch.dtype) -> float:
@@ -200,7 +206,7 @@ def report(devices: tuple[str, ...]) -> tuple[list[str], bool]:
     for device in devices:
         times: dict[str, float] = {}
         for impl, engine in ENGINES.items():
-            reason = engine.refuses(smallest(device))
+            reason = engine.refuses(problem(2, device))
             if reason is not None:
                 lines.append(f"{impl:<9} on {device}: not there. {reason}")
                 continue
@@ -232,10 +238,10 @@ def judged(found: list[dict[str, Any]], end: str | None, device: str) -> tuple[s
     return verdict, wrong + ([end] if end else [])
 
 
-def smallest(device: str) -> Problem:
-    """A problem for which an engine may say that it is not there."""
-    z = torch.zeros(1, 2, 4, device=device)
-    return pose(z, torch.zeros(1, 2, device=device), temperature=1.0, bound=1.0, precision=z.dtype)
+def problem(n: int, device: str) -> Problem:
+    """A problem of n points, for which an engine says whether it is there and whether it suits."""
+    z, ids = torch.zeros(1, n, 4, device=device), torch.zeros(1, n, dtype=torch.int64, device=device)
+    return pose(z, ids, temperature=1.0, bound=1.0, precision=z.dtype)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,6 @@ MOST = 2  # instruction sets beyond what every processor has: AVX2, AVX-512
 _PROCESS = os.getpid()
 _ID_TYPES = {torch.int64: 0, torch.float32: 1, torch.float64: 2}
 _ERRORS = {1: "not enough memory for the native engine", 2: "`self_index` outside of the keys"}
-
-
 # `Call` of engine.cpp, field by field: addresses (nine, then lse, total, counts, upstream, gradient), sizes, steps,
 # threads and the runtime, flags and numbers.
 _CALL = struct.Struct("@9P 2P P 2P 2P 2P 4q 3q 3q q 3P 6i 2d")
