@@ -98,10 +98,7 @@ def weigh(
     b_grad = tl.zeros([BLOCK_X, D], tl.float32)
     if i_x < x_end:
         last = tl.minimum(i_x + BLOCK_X, x_end) - 1
-        a, p, d0, d1, q, b, whole = spans(p_lo, p_hi, i_x, last, y_end, BLOCK_Y, SELF == "same")
-        mixed = p - a + d1 - d0 + b - q
-        pure = whole - mixed
-        mixed += (whole * BLOCK_Y < y_end).to(tl.int32)
+        a, p, d0, d1, q, b, whole, pure, mixed = spans(p_lo, p_hi, i_x, last, y_end, BLOCK_Y, SELF == "same")
 
         b_x = tl.load(p_x + i_x.to(tl.int64) * D + o_r[:, None] * D + o_d[None, :])
         b_w_x, own, log_p, log_n = 0.0, 0, 0.0, 0.0  # where nothing else is said below

@@ -173,10 +173,7 @@ def rows(
     b_max_p, b_max_n = tl.full([BLOCK_X], -INF, tl.float32), tl.full([BLOCK_X], -INF, tl.float32)
     if i_x < size:
         last = tl.minimum(i_x + BLOCK_X, size) - 1
-        a, p, d0, d1, q, b, whole = spans(p_lo, p_hi, i_x, last, count, BLOCK_Y, SELF == "same")
-        mixed = p - a + d1 - d0 + b - q
-        pure = whole - mixed
-        mixed += (whole * BLOCK_Y < count).to(tl.int32)
+        a, p, d0, d1, q, b, whole, pure, mixed = spans(p_lo, p_hi, i_x, last, count, BLOCK_Y, SELF == "same")
 
         o = tl.arange(0, BLOCK_Y)
         for step in range(i_c * pure // chunks, (i_c + 1) * pure // chunks):

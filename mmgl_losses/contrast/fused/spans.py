@@ -24,7 +24,7 @@ def spans(p_lo, p_hi, first, last, end, BLOCK: tl.constexpr, SAME: tl.constexpr)
     """For rows first..last and y < end, in tiles of BLOCK: the ends of the runs, see `pure_tile` and `mixed_tile`.
 
     Tiles [a, b) hold a positive of some row, [p, q) only positives of all, [d0, d1) in these the rows themselves;
-    `whole` tiles are full. SAME: x and y are the same points.
+    `whole` tiles are full. Last come the numbers of pure and of mixed tiles. SAME: x and y are the same points.
     """
     whole = end // BLOCK
     a = tl.minimum(tl.load(p_lo + first) // BLOCK, whole)
@@ -34,7 +34,8 @@ def spans(p_lo, p_hi, first, last, end, BLOCK: tl.constexpr, SAME: tl.constexpr)
     d0, d1 = p, p
     if SAME:
         d0, d1 = clip(first // BLOCK, p, q), clip(last // BLOCK + 1, p, q)
-    return a, p, d0, d1, q, b, whole
+    mixed = p - a + d1 - d0 + b - q
+    return a, p, d0, d1, q, b, whole, whole - mixed, mixed + (whole * BLOCK < end).to(tl.int32)
 
 
 @triton.jit
