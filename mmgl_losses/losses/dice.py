@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from mmgl_losses import checks
 from mmgl_losses.checks import message
+from mmgl_losses.contrast import widened
 from mmgl_losses.distributed import total, world
 from mmgl_losses.losses.diagnostics import Diagnostics, LevelDiagnostics
 from mmgl_losses.losses.levels import Levels, MultiScale, Reduction, Weights, check_labels, settle, vector, weighted_sum
@@ -282,7 +283,7 @@ def _coefficients(sums: Sums, options: DiceOptions) -> tuple[Tensor, Tensor]:
 
 def _sums(logits: Tensor, labels: Tensor, options: DiceOptions) -> Sums:
     """A level as sums; points of `ignore_index` are taken out before anything is computed."""
-    wide = (logits if logits.dtype == torch.float64 else logits.float()).flatten(2)
+    wide = widened(logits).flatten(2)
     y = resample(labels, logits.shape[2:]).flatten(1)
     keep = None if options.ignore_index is None else y != options.ignore_index
     if keep is not None:
