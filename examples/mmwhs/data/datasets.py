@@ -131,9 +131,8 @@ def open_dataset(
         rule = PATIENTS[known]
     bare = {case for case, (_, label) in zip(ids, tree.files, strict=True) if label is None} | set(more)
     named = [p for part in who.PARTS for p in (given or {}).get(part, ())]
-    if (
-        rule is not None
-    ):  # one that is the data set's own says nothing of further volumes, or that they are of its patients
+    if rule is not None:
+        # One that is the data set's own says nothing of further volumes, or that they are of its patients.
         own = ids if patients is None else [*ids, *more]
         patient_of = {case: case for case in more} | who.by_rule(rule, own)
         patient_of |= {case: match[1] for case in more if patients is None and (match := re.search(rule, case))}

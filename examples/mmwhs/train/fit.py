@@ -291,10 +291,8 @@ def fit(
             trainer.fit(module, data, ckpt_path=str(last) if start else None, weights_only=True)
     facts: dict[str, Any] = {"steps": schedule.steps, "seconds": round(timer.time_elapsed("train"), 2)}
     if validates and not best:
-        facts["validation_dice"], facts["best_step"] = (
-            float(trainer.callback_metrics["validation_dice"]),
-            schedule.steps,
-        )
+        facts["validation_dice"] = float(trainer.callback_metrics["validation_dice"])
+        facts["best_step"] = schedule.steps
     elif validates:
         state = files.load(folder / "best.ckpt")
         module.load_state_dict(state["state_dict"])

@@ -134,11 +134,10 @@ def train(
     """
     settings, stage = setup.settings, setup.settings.method.stages[number]
     split = setup.split_of(stage)
-    doors = {True: "labelled", False: "unlabelled"}
     training = {
-        name: training_slices(setup.store, split, stage.name, setup.planes(stage), labels=labels)
-        for labels, name in doors.items()
-        if (stage.labels if labels else stage.unlabelled)
+        name: training_slices(setup.store, split, stage.name, setup.planes(stage), labels=name == "labelled")
+        for name, wanted in (("labelled", stage.labels), ("unlabelled", stage.unlabelled))
+        if wanted
     }
     validation = None
     if stage.output:
