@@ -14,14 +14,7 @@ from mmgl_losses.contrast import widened
 from mmgl_losses.distributed import total, world
 from mmgl_losses.losses.diagnostics import Diagnostics, LevelDiagnostics
 from mmgl_losses.losses.levels import Levels, MultiScale, Reduction, Weights, check_labels, settle, vector, weighted_sum
-from mmgl_losses.losses.overlap import (
-    Regions,
-    Sums,
-    check_class_weights,
-    check_regions,
-    of_classes,
-    of_regions,
-)
+from mmgl_losses.losses.overlap import Regions, Sums, check_class_weights, check_regions, of_classes, of_regions
 from mmgl_losses.sampling import resample
 
 
