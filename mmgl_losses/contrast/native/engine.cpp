@@ -85,8 +85,8 @@ class Memory {
 
 // Threads that go through the same phases together. What one of them throws is kept until all are through.
 class Team {
-    static constexpr int PHASES = 4;
-    std::atomic<long> size, arrived{0}, claimed[PHASES] = {};
+    std::atomic<long> size, arrived{0};
+    std::vector<std::atomic<long>> claimed;  // of each phase: tasks that someone has taken
     std::atomic<int> failed{0};
 
     template <class Work>
@@ -115,7 +115,7 @@ class Team {
     }
 
   public:
-    explicit Team(long threads) : size(threads) {}
+    Team(long threads, long phases) : size(threads), claimed(phases) {}
 
     // `work(rank)` in every thread; what went wrong, or 0.
     template <class Work>
@@ -128,7 +128,7 @@ class Team {
 
     // A phase: `task(0)` to `task(count - 1)`, each by whoever comes first; all are done when it returns.
     template <class Task>
-    void each(int phase, long count, const Task& task) {
+    void each(long phase, long count, const Task& task) {
         for (long i; !failed && (i = claimed[phase]++) < count;) {
             try {
                 task(i);
@@ -207,8 +207,8 @@ class Solver {
     const Call& call;
     const Kernels<Real>& kernel;
     Memory memory;
-    std::vector<Group<Real>> groups;
-    long rounds = 0;          // pairs of tiles of the group that has most of them
+    std::vector<Group<Real>> groups;  // those that are solved at a time, one after another in the same memory
+    long threads;
     double shift = 0;         // what all logits are lessened by
     bool common;              // there is such a constant
     bool mirrored;            // anchors are keys, and i is a positive of j where j is one of i
@@ -258,9 +258,8 @@ class Solver {
         return !std::memcmp(call.anchor_mask, call.key_mask, call.groups * call.n);
     }
 
-    Side<Real> side(const void* points, const int64_t* steps, long g, long most) {
+    Side<Real> side(const int64_t* steps, long most) {
         Side<Real> s = {};
-        s.given = real(points, g * steps[0]);
         s.point_step = steps[1], s.feature_step = steps[2];
         const long padded = (most + tile - 1) / tile * tile;
         s.place = memory.take<int64_t>(most), s.id = memory.take<uint64_t>(most);
@@ -270,39 +269,33 @@ class Solver {
         return s;
     }
 
-    void make_group(Group<Real>& group, long g) {
+    void make_room(Group<Real>& group) {
         const long n = call.n, padded = (n + tile - 1) / tile * tile;
         auto reals = [&](long count) { return memory.take<Real>(count); };
-        Side<Real>& a = group.anchors = side(call.anchors, call.anchor_steps, g, n);
+        Side<Real>& a = group.anchors = side(call.anchor_steps, n);
         group.keys = &a;
-        a.low = memory.take<int64_t>(n), a.high = memory.take<int64_t>(n);
+        a.low = memory.take<int64_t>(padded), a.high = memory.take<int64_t>(padded);
         for (Kind k : BOTH) {
             a.sums[k] = memory.take<double>(n);
             if (!common) a.peak[k] = reals(n);
             if (call.backward) a.factor[k] = reals(padded);
         }
         if (call.backward) a.total = reals(padded);
-        if (call.gradient[0]) a.gradient = real(call.gradient[0], g * n * call.features);
         if (!mirrored) {
             group.keys = &group.others;
-            group.others = own() ? side(call.anchors, call.anchor_steps, g, call.m)
-                                 : side(call.keys, call.key_steps, g, call.m);
-            if (own() || call.self_index) a.itself = memory.take<int64_t>(n);
+            group.others = side(own() ? call.anchor_steps : call.key_steps, call.m);
+            if (own() || call.self_index) a.itself = memory.take<int64_t>(padded);
             const long key_padded = (call.m + tile - 1) / tile * tile;
             if (call.backward) {
                 Real* zeros = group.others.total = reals(key_padded);
                 std::fill_n(zeros, key_padded, Real(0));
                 group.others.factor[0] = group.others.factor[1] = zeros;
             }
-            if (call.gradient[1]) group.others.gradient = real(call.gradient[1], g * call.m * call.features);
             if (own() && call.backward) group.others.gradient = reals(call.m * call.features);
         }
         group.keys->offset = reals((call.m + tile - 1) / tile * tile);
         const long most = (std::max(n, int64_t(call.m)) + tile - 1) / tile;
-        for (auto done : {&group.anchors_done, &group.keys_done}) {
-            *done = memory.take<std::atomic<int>>(most);
-            for (long i = 0; i < most; ++i) new (*done + i) std::atomic<int>(0);
-        }
+        for (auto done : {&group.anchors_done, &group.keys_done}) *done = memory.take<std::atomic<int>>(most);
         if (mirrored) group.keys_done = group.anchors_done;
     }
 
@@ -357,11 +350,17 @@ class Solver {
 
     void prepare(Group<Real>& group, long g) {
         Side<Real>&a = group.anchors, &k = *group.keys;
+        a.given = real(call.anchors, g * call.anchor_steps[0]);
+        if (call.gradient[0]) a.gradient = real(call.gradient[0], g * call.n * call.features);
+        if (!mirrored) k.given = own() ? a.given : real(call.keys, g * call.key_steps[0]);
+        if (call.gradient[1]) k.gradient = real(call.gradient[1], g * call.m * call.features);
         sort(a, call.ids, call.anchor_mask, g * call.n, call.n);
         if (!mirrored) sort(k, own() ? call.ids : call.key_ids, call.key_mask, g * call.m, call.m);
         find_positives(group);
         if (a.itself) find_itself(group, g);
         group.anchor_tiles = tiles(a.count), group.key_tiles = tiles(k.count);
+        for (long i = 0; i < group.anchor_tiles; ++i) new (group.anchors_done + i) std::atomic<int>(0);
+        for (long j = 0; j < group.key_tiles; ++j) new (group.keys_done + j) std::atomic<int>(0);
         const long padded = group.key_tiles * tile;
         for (long j = 0; j < padded; ++j) {
             const double weight = j < k.count && call.log_weights ? *real(call.log_weights, g * call.m + k.place[j]) : 0;
@@ -386,17 +385,12 @@ class Solver {
         return mirrored ? i * (i + 1) / 2 : i * j;
     }
 
-    void count_rounds() {
-        for (const auto& group : groups) rounds = std::max(rounds, pairs(group));
-    }
-
     double unit() const { return common ? LOG2_E : 1; }  // of logits
 
-    void compute(long number, Real* room) {
-        Group<Real>& group = groups[number % groups.size()];  // in turn, so that pairs of one rarely wait for another
-        if (number / long(groups.size()) >= pairs(group)) return;
+    void compute(Group<Real>& group, long number, Real* room) {
+        if (number >= pairs(group)) return;
         const Side<Real>&a = group.anchors, &k = *group.keys;
-        const Pair p = pair(group.anchor_tiles, group.key_tiles, mirrored, number / long(groups.size()));
+        const Pair p = pair(group.anchor_tiles, group.key_tiles, mirrored, number);
         auto &one = group.anchors_done[p.i], &other = group.keys_done[p.j];
         while (one.load(std::memory_order_acquire) < p.before_i || other.load(std::memory_order_acquire) < p.before_j)
             std::this_thread::yield();
@@ -452,7 +446,7 @@ class Solver {
     }
 
   public:
-    Solver(const Call& call, const Kernels<Real>& kernel) : call(call), kernel(kernel), groups(call.groups) {
+    Solver(const Call& call, const Kernels<Real>& kernel) : call(call), kernel(kernel) {
         common = find_shift();
         if (!common) shift = 0;
         mirrored = own() && common && !call.has_tolerance && !call.log_weights && same_masks();
@@ -461,20 +455,30 @@ class Solver {
         auto whole = [](long count, long unit) { return (count + unit - 1) / unit * unit; };
         tile = std::min(MOST, whole(whole(most, kernel.rows), kernel.lanes));
         panels = (call.features + kernel.lanes - 1) / kernel.lanes;
-        for (long g = 0; g < call.groups; ++g) make_group(groups[g], g);
+        const double work = double(call.groups) * call.n * call.m * call.features;
+        threads = std::max(1L, std::min(long(call.threads), long(work / WORK)));
+        groups.resize(std::min(threads, long(call.groups)));
+        for (auto& group : groups) make_room(group);
     }
 
+    // As many groups at a time as there are threads: what is packed of them is still in the cache when it is needed. Their
+    // pairs of tiles are taken in turn, so that those of one group rarely wait for another.
     int solve() {
-        const double work = double(call.groups) * call.n * call.m * call.features;
-        const long threads = std::max(1L, std::min(long(call.threads), long(work / WORK)));
         rooms = memory.take<Real>(threads * tile * tile);
         std::fill_n(rooms, threads * tile * tile, Real(0));
-        Team team(threads);
+        const long at_once = groups.size();
+        Team team(threads, 3 * call.groups);
         return team.run(call.runtime, [&](long rank) {
-            team.each(0, call.groups, [&](long g) { prepare(groups[g], g); });
-            team.each(1, 1, [&](long) { count_rounds(); });
-            team.each(2, rounds * call.groups, [&](long number) { compute(number, rooms + rank * tile * tile); });
-            team.each(3, call.groups, [&](long g) { finish(groups[g], g); });
+            for (long first = 0, phase = 0; first < call.groups; first += at_once, phase += 3) {
+                const long count = std::min(at_once, call.groups - first);
+                team.each(phase, count, [&](long i) { prepare(groups[i], first + i); });
+                long rounds = 0;
+                for (long i = 0; i < count; ++i) rounds = std::max(rounds, pairs(groups[i]));
+                team.each(phase + 1, rounds * count, [&](long number) {
+                    compute(groups[number % count], number / count, rooms + rank * tile * tile);
+                });
+                team.each(phase + 2, count, [&](long i) { finish(groups[i], first + i); });
+            }
         });
     }
 };

@@ -150,24 +150,20 @@ INLINE Kind kind(const Tile<Real>& t, long i, long j) {
 }
 
 // Which keys from `j` on are positives and negatives of anchor `i`; pairs that do not count are neither. In a tile on
-// the diagonal a pair counts where it is above it: its mirror image is the same pair.
+// the diagonal a pair counts where it is above it: its mirror image is the same pair. No key counts for a row beyond the
+// last anchor.
 template <class Real>
 INLINE void kinds(const Tile<Real>& t, long i, long j, Integers<Real> (&masks)[2]) {
     using I = typename Types<Real>::Integer;
-    const long row = t.top + i, first = t.first + j;
-    Integers<Real> key;
-    for (int lane = 0; lane < WIDTH<Real>; ++lane) key[lane] = I(first + lane);
     const Side<Real>& a = *t.anchors;
-    if (i >= t.height) {
-        masks[POSITIVE] = masks[NEGATIVE] = Integers<Real>{};
-        return;
-    }
-    Integers<Real> counts = key < I(t.first + t.width);
-    if (t.diagonal()) counts &= key > I(row);
-    if (a.itself) counts &= key != I(a.itself[row]);
-    masks[POSITIVE] = (key >= I(a.low[row])) & (key < I(a.high[row]));
+    const long row = t.top + i, first = t.first + j;
+    Integers<Real> key = {};
+    for (int lane = 0; lane < WIDTH<Real>; ++lane) key[lane] = lane;
+    key += I(first);
+    const I after = I(t.diagonal() ? row : -1), end = I(i < t.height ? t.first + t.width : 0);
+    const Integers<Real> counts = (key > after) & (key < end) & (key != I(a.itself ? a.itself[row] : -1));
+    masks[POSITIVE] = counts & (key >= I(a.low[row])) & (key < I(a.high[row]));
     masks[NEGATIVE] = counts & ~masks[POSITIVE];
-    masks[POSITIVE] &= counts;
 }
 
 // Of a tile on the diagonal, where the blocks of rows from `i` on begin: those before have no pair above it.
@@ -189,6 +185,27 @@ INLINE void credit(const Block<Real>& block, Vector<Real>* row, Real* column) {
     store(column + WIDTH<Real>, right);
 }
 
+// The same of a block in which pairs are of both kinds.
+template <class Real>
+INLINE void credit_mixed(const Tile<Real>& t, long i, long j, const Block<Real>& block, Vector<Real> (&row)[2][ROWS],
+                         Real (&column)[2][MOST]) {
+    for (int half = 0; half < 2; ++half) {
+        const long at = j + half * WIDTH<Real>;
+        Vector<Real> found[2] = {load(column[POSITIVE] + at), load(column[NEGATIVE] + at)};
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            Integers<Real> masks[2];
+            kinds(t, i + r, at, masks);
+            for (Kind k : BOTH) {
+                const Vector<Real> x = chosen<Real>(masks[k], block[r][half]);
+                row[k][r] += x;
+                found[k] += x;
+            }
+        }
+        for (Kind k : BOTH) store(column[k] + at, found[k]);
+    }
+}
+
 // Sums of exponentials over positives and over negatives: a few numbers of a tile in `Real`, tiles in double.
 template <class Real>
 void constant_shift_sums(const Tile<Real>& t) {
@@ -196,23 +213,12 @@ void constant_shift_sums(const Tile<Real>& t) {
     for (long i = 0; i < t.height; i += ROWS) {
         Vector<Real> row[2][ROWS] = {};
         for (long j = start(t, i); j < t.width; j += LANES<Real>) {
-            Block<Real> block, part;
+            Block<Real> block;
             logits(t, i, j, block);
             for (auto& r : block) r[0] = exp2<Real>(r[0]), r[1] = exp2<Real>(r[1]);
             const Kind one = kind(t, i, j);
-            if (one != MIXED) {
-                credit<Real>(block, row[one], column[one] + j);
-                continue;
-            }
-            for (Kind k : BOTH) {
-                for (int r = 0; r < ROWS; ++r)
-                    for (int half = 0; half < 2; ++half) {
-                        Integers<Real> masks[2];
-                        kinds(t, i + r, j + half * WIDTH<Real>, masks);
-                        part[r][half] = chosen<Real>(masks[k], block[r][half]);
-                    }
-                credit<Real>(part, row[k], column[k] + j);
-            }
+            if (one == MIXED) credit_mixed(t, i, j, block, row, column);
+            else credit<Real>(block, row[one], column[one] + j);
         }
         for (Kind k : BOTH)
             for (int r = 0; r < ROWS && i + r < t.height; ++r) t.anchors->sums[k][t.top + i + r] += sum<Real>(row[k][r]);
