@@ -96,13 +96,13 @@ def subsample(x: Tensor, stride: int, first: int = 2) -> Tensor:
 
 
 def points(x: Tensor) -> Tensor:
-    """A map (B, D, *spatial) as points (B, n, D), in the order of the flattened axes.
+    """A map (B, D, *spatial) as points (B, n, D), in the order of the flattened axes; a view where that can be.
 
     Example:
         >>> points(torch.zeros(2, 8, 3, 5)).shape
         torch.Size([2, 15, 8])
     """
-    return rearrange(x, "b d ... -> b (...) d").contiguous()
+    return rearrange(x, "b d ... -> b (...) d")
 
 
 def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[int]) -> Tensor:

@@ -181,6 +181,18 @@ def test_a_temperature_that_is_a_tensor_is_that_number(impl, separate):
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_bound_is_one_beside_a_temperature_that_is_a_tensor(impl):
+    """It is a bound of the products: of the logits it is that over the temperature, 1,000 here."""
+    z, ids = (
+        torch.nn.functional.normalize(torch.randn(7, 3, dtype=torch.float64), dim=1),
+        torch.tensor([0, 1, 1, 2, 0, 1, 2]),
+    )
+    number = pair_logsumexp(z, ids, temperature=0.001, bound=1.0, impl=impl)
+    tensor = pair_logsumexp(z, ids, temperature=torch.tensor(0.001, dtype=torch.float64), bound=1.0, impl=impl)
+    torch.testing.assert_close(tuple(tensor), tuple(number))
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("ids", [[0, 0, 1, 2], [0, 0, 0, 0]], ids=["no positives", "no negatives"])
 def test_what_arrives_in_rows_without_pairs_goes_no_further(impl, ids):
     """Their log-sum-exp is -inf, and what is computed from that may well send NaN back."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmgl_losses import checks
 from mmgl_losses.contrast import arguments, operation
 from mmgl_losses.contrast.arguments import check_ids as check_ids
 from mmgl_losses.contrast.arguments import check_temperature as check_temperature
@@ -192,7 +193,9 @@ def pair_terms(
 def terms(problem: Problem, impl: str) -> PairTerms:
     """The terms (G, N) of a problem that is checked."""
     positives, negatives, total, *counts = operation.contrast(problem, impl)
-    if problem.unit:  # a constant; what has no direction or is not finite has 0 or NaN, as the sum has it there
+    if problem.unit and checks.readable(total) and total.all():  # the usual case: each row has a direction, or is NaN
+        itself = total * 0 + problem.scale
+    elif problem.unit:  # a constant; what has no direction or is not finite has 0 or NaN, as the sum has it there
         largest = problem.anchors.abs().amax(-1)
         itself = total.masked_fill((largest > 0) & (largest < torch.inf), problem.scale)
     else:

@@ -41,8 +41,8 @@ class Problem:
         """The same of the unit vectors themselves."""
         if not self.unit:
             return self
-        keys = None if self.keys is None else normalise(self.keys)
-        return replace(self, anchors=normalise(self.anchors), keys=keys, unit=False)
+        keys = None if self.keys is None else normalise(self.keys.contiguous())
+        return replace(self, anchors=normalise(self.anchors.contiguous()), keys=keys, unit=False)
 
     @property
     def own(self) -> bool:

@@ -87,30 +87,16 @@ def valid_anchors(terms: PairTerms, formula: Formula) -> Tensor:
     return valid & (terms.n_negatives > 0) if needs_negatives(formula) else valid
 
 
-def group_means(terms: PairTerms, formula: Formula, *, gather: bool = False) -> tuple[Tensor, Tensor]:
-    """The mean over the valid anchors of each group, 0 where there are none, and their number; never NaN.
-
-    The formula sees harmless numbers in place of anchors that are not valid, so neither its value nor its gradient
-    there can leak: ``0 * inf`` and ``0 * NaN`` would.
+def group_means(terms: PairTerms, formula: Formula, *, gather: bool = False) -> Tensor:
+    """The mean over the valid anchors of each group, 0 where there are none; never NaN.
 
     Args:
         terms: each (*groups, N).
         formula: from terms to losses (*groups, N).
         gather: the same groups have anchors in every process: ``world * local sum / global count``.
     """
-    valid = valid_anchors(terms, formula)
-    if checks.readable(valid) and valid.all():  # the usual case, in fewer operations
-        losses = formula(terms)
-        _check_losses(losses, valid)
-        sums, count = losses.sum(-1), torch.full(valid.shape[:-1], valid.shape[-1])
-    else:
-        invalid = ~valid
-        losses = formula(PairTerms(*(x.masked_fill(invalid, fill) for x, fill in zip(terms, HARMLESS, strict=True))))
-        _check_losses(losses, valid)
-        sums, count = losses.masked_fill(invalid, 0.0).sum(-1), valid.sum(-1)
-    if gather:
-        sums, count = sums * world(), total(count)
-    return sums / count.clamp(min=1), count
+    losses, valid = _losses(terms, formula)
+    return losses.mean(-1) if valid is None and not gather else _means(losses, valid, gather=gather)[0]
 
 
 def mean_loss(terms: PairTerms, formula: Formula, *, gather: bool = False, shared: bool = False) -> Tensor:
@@ -122,11 +108,40 @@ def mean_loss(terms: PairTerms, formula: Formula, *, gather: bool = False, share
         gather: over the groups of all processes; the mean over processes of what they return is that mean.
         shared: with `gather`, the same groups have anchors in every process; otherwise each has groups of its own.
     """
-    means, count = group_means(terms, formula, gather=gather and shared)
+    losses, valid = _losses(terms, formula)
+    if valid is None and not gather:
+        return losses.mean()  # groups are of one size
+    means, count = _means(losses, valid, gather=gather and shared)
     groups = (count > 0).sum()
     if gather and not shared:
         means, groups = means * world(), total(groups)
     return means.sum() / groups.clamp(min=1)
+
+
+def _losses(terms: PairTerms, formula: Formula) -> tuple[Tensor, Tensor | None]:
+    """The loss of each anchor, 0 where it is not valid, and which are valid; None where that is known to be all.
+
+    The formula sees harmless numbers in place of anchors that are not valid, so neither its value nor its gradient
+    there can leak: ``0 * inf`` and ``0 * NaN`` would.
+    """
+    valid = valid_anchors(terms, formula)
+    if checks.readable(valid) and valid.all():  # the usual case, in fewer operations
+        losses = formula(terms)
+        _check_losses(losses, valid)
+        return losses, None
+    invalid = ~valid
+    losses = formula(PairTerms(*(x.masked_fill(invalid, fill) for x, fill in zip(terms, HARMLESS, strict=True))))
+    _check_losses(losses, valid)
+    return losses.masked_fill(invalid, 0.0), valid
+
+
+def _means(losses: Tensor, valid: Tensor | None, *, gather: bool) -> tuple[Tensor, Tensor]:
+    """The mean of each group, and the number of its valid anchors, with `gather` over all processes."""
+    sums = losses.sum(-1)
+    count = torch.full(sums.shape, losses.shape[-1], device=sums.device) if valid is None else valid.sum(-1)
+    if gather:
+        sums, count = sums * world(), total(count)
+    return sums / count.clamp(min=1), count
 
 
 def _check_losses(value: object, anchors: Tensor) -> None:

@@ -212,7 +212,7 @@ def _means(
 ) -> Tensor:
     """The mean over the anchors of each of L levels, (L,)."""
     terms = _terms(levels, instances, keys, key_instances, options)
-    return group_means(terms, resolve(options.formula, GLOBAL_FORMULAS), gather=options.gather)[0]
+    return group_means(terms, resolve(options.formula, GLOBAL_FORMULAS), gather=options.gather)
 
 
 def _terms(

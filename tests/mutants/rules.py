@@ -122,7 +122,7 @@ rule("an end of a range of ids is off by one",
       "A + tolerance": "A + 0.999 * tolerance",
       "torch.searchsorted(A, B, right=True)": "torch.searchsorted(A, B)",
       "A < hi[S]": "A <= hi[S]"},
-     "test_sampling::test_foreground_places_keep_what_a_cell_holds", PAIRS, TOLERANCE, each=True)
+     "test_sampling::test_foreground_places_keep_what_a_cell_holds", PAIRS, TOLERANCE, FUSED, each=True, **INTERPRETED)
 rule("sorted keys are out of order, or the anchor's own is not among them",
      {"torch.where(A < B[S], C, D)": "C",
       "A.gather(1, B.argsort(...))": "B.argsort(...)",
@@ -139,7 +139,8 @@ rule("a segment of a tile is taken for pure that is mixed",
 rule("a wrong power of the temperature",
      {"A / temperature": "A * temperature",
       "temperature**-0.5": "temperature**-1"},
-     "test_contrast::test_a_temperature_that_is_a_tensor_is_that_number", PAIRS, TINY, EQUAL, each=True, beside=("Problem(...)",))
+     "test_contrast::test_a_temperature_that_is_a_tensor_is_that_number",
+     "test_contrast::test_a_bound_is_one_beside_a_temperature_that_is_a_tensor", PAIRS, TINY, EQUAL, each=True, beside=("Problem(...)",))
 rule("Lightning's step forgets what the loss takes beside the embeddings",
      {"A.loss(embeddings, *B)": "A.loss(embeddings)"},
      "test_lightning")
@@ -193,7 +194,8 @@ rule("saved results are exchanged",
 rule("gradients of rows without pairs are NaN, or what arrives there goes on",
      {"A.masked_fill(B, torch.inf)": "A",
       "A.masked_fill(B, 0.0)": "A"},
-     "test_contrast::test_what_arrives_in_rows_without_pairs_goes_no_further", PAIRS, each=True)
+     "test_contrast::test_what_arrives_in_rows_without_pairs_goes_no_further", "test_unit", "test_laws::test_nothing_to_learn_from", DICE,
+     "test_dice::test_a_sample_that_is_all_ignored_is_as_if_left_out", PAIRS, each=True)
 rule("gradients in the caller's order meet sorted rows",
      {"A.at(B)": "A"},
      PAIRS, PARTS, FUSED, each=True, **INTERPRETED)
@@ -288,7 +290,8 @@ rule("a head maps the corners of cells",
      "test_heads::test_local_head_is_two_convolutions_then_sampling")
 rule("hooks stay",
      {"A.remove()": "A"},
-     "test_taps::test_hooks_go", "test_taps::test_attaching_touches_nothing_but_hooks", "test_taps::test_a_network_that_needs_values_runs_once_for_real_and_is_put_back", each=True)
+     "test_taps::test_hooks_go", "test_taps::test_attaching_touches_nothing_but_hooks", "test_taps::test_a_network_that_needs_values_runs_once_for_real_and_is_put_back",
+     "test_flow::test_a_model_closes_and_says_so", "test_stages", each=True)
 rule("what is overwritten in place passes",
      {"_version(A) != B": "_version(A) < B"},
      "test_taps::test_misuse_is_named_everywhere", "test_taps::test_a_network_that_needs_values_runs_once_for_real_and_is_put_back", each=True)

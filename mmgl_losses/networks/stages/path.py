@@ -181,7 +181,7 @@ def _way(graph: Graph) -> tuple[int, Path]:
     if not candidates:
         return 0, Path(None)
 
-    def total(i: int) -> int:
+    def passed(i: int) -> int:
         return down[i].count + up[i].before
 
     def joins(i: int) -> int:
@@ -194,7 +194,7 @@ def _way(graph: Graph) -> tuple[int, Path]:
     layers: dict[int, int] = {}  # as many as lie on the longest way to a node: a side branch has fewer
     for i in sorted(back):
         layers[i] = graph.nodes[i].weighted + max((layers[j] for j in back[i]), default=0)
-    bottom = max(candidates, key=lambda i: (total(i), up[i].before, joins(i), layers[i], i))
+    bottom = max(candidates, key=lambda i: (passed(i), up[i].before, joins(i), layers[i], i))
     level = graph.levels[bottom]
     before = closure([bottom], lambda i: back[i])
     after = closure([bottom], lambda i: [j for j in forth[i] if depth(graph.levels[j]) <= depth(level)])  # type: ignore[arg-type]
@@ -204,7 +204,7 @@ def _way(graph: Graph) -> tuple[int, Path]:
     while (following := up[way[-1]].neighbour) is not None:
         way.append(following)
     path = Path(bottom, *([found for found in way if found != level] for way in ways), before, after, way)  # type: ignore[misc]
-    return total(bottom), path
+    return passed(bottom), path
 
 
 def _chains(graph: Graph, order: list[int], edges: dict[int, list[int]], *, up: bool) -> dict[int, _Chain]:
