@@ -271,7 +271,7 @@ def _coefficients(sums: Sums, options: DiceOptions) -> tuple[Tensor, Tensor]:
     numerator, denominator = (both + options.smooth)[..., options.first :]
     empty = denominator == 0
     dice = torch.where(empty, 1.0, numerator / torch.where(empty, 1.0, denominator))
-    return (1 - dice).masked_fill(~counted[:, None], 0.0), counted
+    return 1 - dice, counted  # of a sample that does not count all sums are 0, and so is this
 
 
 def _sums(logits: Tensor, labels: Tensor, options: DiceOptions) -> Sums:

@@ -59,7 +59,7 @@ rule("images without a valid anchor count in the mean",
      {"(A > 0).sum()": "torch.ones_like(A).sum()"},
      "test_laws::test_images_are_independent")
 rule("losses of anchors, or logits of pairs, that do not count are summed",
-     {"A.masked_fill(B, 0.0).sum(-1)": "A.sum(-1)",
+     {"losses.masked_fill(A, 0.0)": "losses",
       "(A * positive).sum(-1)": "A.sum(-1)"},
      LOCAL, PAIRS, each=True)
 rule("a formula sees the terms of anchors that do not count",
