@@ -225,7 +225,7 @@ rule("a term of Dice is wrong",
      {"2 * hit": "hit",
       "A + smooth": "A",
       "A.sum(1, keepdim=True)": "A.mean(1, keepdim=True)",
-      "A.masked_fill(~B[:, None], 0.0), B": "A, torch.ones_like(B)"},
+      "1 - A, counted": "1 - A, torch.ones_like(counted)"},
      DICE, "test_dice::test_a_sample_that_is_all_ignored_is_as_if_left_out", beside=("2 * hit",))
 rule("the shares of Dice and cross-entropy are exchanged",
      {"(1 - S) * A - S * B / C": "S * A - (1 - S) * B / C"},
