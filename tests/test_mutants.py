@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.mutants import native
 from tests.mutants.pattern import fill, find, parse, replace
 from tests.mutants.planting import ROOT, Rule, places
 from tests.mutants.rules import RULES
@@ -119,6 +120,14 @@ def test_every_rule_has_its_place_and_every_test_exists():
         for test in rule.tests:
             file, _, name = test.partition("::")
             assert f"def {name.partition('[')[0] or 'test_'}" in (ROOT / file).read_text(), test
+
+
+def test_every_fault_of_the_native_engine_has_one_place():
+    for old, new in native.FAULTS.values():
+        path, text = native.planted(old, new)
+        assert text != (ROOT / path).read_text()
+    with pytest.raises(LookupError, match="got 0. Mend"):
+        native.planted("not there", "")
 
 
 def test_every_room_has_rules():

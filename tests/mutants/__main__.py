@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import hypothesis
 import pytest
@@ -24,23 +25,36 @@ KILLED, SURVIVED, BROKEN = "killed", "survived", "does not run"
 
 
 def run(tests: Collection[str], env: Mapping[str, str], place: Place | None = None) -> str:
-    """Run tests on a copy of the package, with a fault planted in it: the verdict.
+    """Run tests on a copy of the package, with a fault planted in it: the verdict."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_package(Path(folder))
+        if place is not None:
+            (copy / place.path).write_text(place.code())
+        return pytest_in(copy, tests, env, say=place is None)
+
+
+def copy_package(folder: Path) -> Path:
+    """A copy of all that the tests of the package need; its folder."""
+    for name in ("mmgl_losses", "tests", "benchmarks", "docs"):
+        ignored = shutil.ignore_patterns("examples", "results", "images", "_build")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in ("pyproject.toml", "hatch_build.py"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def pytest_in(
+    copy: Path, tests: Collection[str], env: Mapping[str, str] = MappingProxyType({}), *, say: bool = True
+) -> str:
+    """The verdict of tests on a copy of the package; where they fail, `say` prints what they said.
 
     In a fork of this process, which has torch, hypothesis and pytest ready and has never seen the package.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        for name in ("mmgl_losses", "tests", "benchmarks", "docs"):
-            ignored = shutil.ignore_patterns("examples", "results", "images", "_build")
-            shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", copy)
-        if place is not None:
-            (copy / place.path).write_text(place.code())
-        child = multiprocessing.get_context("fork").Process(target=_pytest, args=(copy, tests, env))
-        child.start()
-        child.join()
-        if place is None and child.exitcode:
-            print((copy / "said").read_text()[-4000:])
+    child = multiprocessing.get_context("fork").Process(target=_pytest, args=(copy, tests, env))
+    child.start()
+    child.join()
+    if say and child.exitcode:
+        print((copy / "said").read_text()[-4000:])
     return {0: SURVIVED, 1: KILLED}.get(99 if child.exitcode is None else child.exitcode, BROKEN)
 
 
