@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from mmgl_losses import checks
@@ -102,7 +101,7 @@ def points(x: Tensor) -> Tensor:
         >>> points(torch.zeros(2, 8, 3, 5)).shape
         torch.Size([2, 15, 8])
     """
-    return rearrange(x, "b d ... -> b (...) d")
+    return x.flatten(2).mT
 
 
 def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[int]) -> Tensor:
