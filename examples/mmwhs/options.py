@@ -162,6 +162,10 @@ def _machine(command: ArgumentParser) -> None:
     group.add_argument("--num-nodes", type=int, default=DEFAULTS.num_nodes)
     group.add_argument("--precision", type=str, default=DEFAULTS.precision)
     group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices")
+    group.add_argument(
+        "--logger", type=Literal["csv", "tensorboard"], default=DEFAULTS.logger,
+        help="tensorboard writes its events beside the files of CSV; see `tensorboard --logdir OUT`",
+    )  # fmt: skip
 
 
 def saved_options(argv: Iterable[str]) -> dict[str, Any]:
@@ -232,5 +236,6 @@ def settings(args: Namespace, method: config.Method, data: str) -> config.Run:
             num_nodes=args.num_nodes,
             precision=args.precision,
             workers=args.workers,
+            logger=args.logger,
         ),
     )

@@ -271,13 +271,23 @@ class Scale:
 
 @dataclass(frozen=True)
 class Compute:
-    """The machine, in the words of Lightning's Trainer; the same run may continue on another one."""
+    """The machine, in the words of Lightning's Trainer; the same run may continue on another one.
+
+    Attributes:
+        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
+        devices: How many of each node, or ``"auto"``.
+        num_nodes: How many.
+        precision: Such as ``"bf16-mixed"``.
+        workers: Processes that load slices.
+        logger: Where curves go. CSV is always written, as reports read it; ``"tensorboard"`` writes its events, too.
+    """
 
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
     precision: str = "32-true"
     workers: int = 0
+    logger: Literal["csv", "tensorboard"] = "csv"
 
 
 @dataclass(frozen=True)

@@ -68,23 +68,21 @@ def distances(truth: np.ndarray, predicted: np.ndarray, classes: int, spacing: S
         classes: Their number, background included.
         spacing: Of the voxels in mm.
     """
-    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-    from monai.metrics.surface_distance import compute_average_surface_distance
+    from monai.metrics.utils import get_edge_surface_distance
 
     found: dict[str, list[float | None]] = {name: [] for name in DISTANCES}
-    options = {"include_background": True, "spacing": [float(s) for s in spacing]}
     for index in range(1, classes):
         here, there = truth == index, predicted == index
         values: list[float | None] = [None, None]
         if here.any() and there.any():
             box = tuple(slice(max(0, i.min() - 1), i.max() + 2) for i in np.nonzero(here | there))
-            ours, theirs = (torch.from_numpy(np.ascontiguousarray(a[box]))[None, None].float() for a in (there, here))
+            ours, theirs = (torch.from_numpy(np.ascontiguousarray(a[box])) for a in (there, here))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # MONAI warns of its own deprecations
-                values = [
-                    compute_hausdorff_distance(ours, theirs, percentile=95, **options).item(),
-                    compute_average_surface_distance(ours, theirs, symmetric=True, **options).item(),
-                ]
+                _, both, _ = get_edge_surface_distance(
+                    ours.float(), theirs.float(), spacing=[float(s) for s in spacing], symmetric=True
+                )
+            values = [max(each.quantile(0.95).item() for each in both), torch.cat(both).mean().item()]
         for name, value in zip(DISTANCES, values, strict=True):
             found[name].append(value)
     return found
