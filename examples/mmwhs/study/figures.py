@@ -88,9 +88,7 @@ def _plain(axis: Axes, *, grid: str) -> None:
 
 
 def draw_curves(path: Path, curves: Mapping[str, Mapping[tuple[str, str], Points]]) -> None:
-    """A panel for the loss of every stage and for the validation Dice; a line for every method.
-
-    Methods that share a stage have one curve there: it is drawn in the colours of all, in turn along the line.
+    """A panel for the loss of every stage and for the validation Dice; a line for every method, dashed if it is shared.
 
     Args:
         path: The PNG to write.
@@ -110,19 +108,18 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[tuple[str, str], Points
     for axis, (stage, what) in zip(axes, panels, strict=False):
         shared: dict[tuple[tuple[int, float], ...], list[str]] = {}
         for name, each in curves.items():
-            if points := each.get((stage, what)):
-                shared.setdefault(tuple(points), []).append(name)
+            shared.setdefault(tuple(each.get((stage, what), ())), []).append(name)
+        shared.pop((), None)
         for points, names in shared.items():
-            steps, values = zip(*points, strict=True)
+            steps, values = np.transpose(points)
             values = smooth(values) if what == "loss" else values
             for i, name in enumerate(names):
                 look = styles[name] | ({"linestyle": (6 * i, (6, 6 * (len(names) - 1)))} if len(names) > 1 else {})
                 axis.plot(steps, values, linewidth=1.3, marker="o" if len(steps) == 1 else "", **look)
-        axis.set_title(f"{stage}: {'loss' if what == 'loss' else 'validation Dice'}", fontsize=10, loc="left")
+        axis.set_title(f"{stage}: {what.replace('_dice', ' Dice')}", fontsize=10, loc="left")
         axis.set_xlabel("step", fontsize=8)
         _plain(axis, grid="y")
-        if what != "loss":
-            axis.set_ylim(0, 1)
+        axis.set_ylim(*((None, None) if what == "loss" else (0, 1)))
     legend(figure, [Line2D([], [], label=name, **styles[name]) for name in curves])
     save(figure, path)
 

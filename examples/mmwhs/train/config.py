@@ -248,8 +248,7 @@ class Scale:
         validation_slices: At most so many validation slices choose the best weights of fine-tuning.
         kept: Of fine-tuning, the weights that are ``"best"`` on validation patients, or the ``"last"``: then labels of
             validation patients decide nothing. Of self-training it is always the teacher's last.
-        patch: The sides in voxels of patches of volumes, which a network of three dimensions then takes in place of
-            slices.
+        patch: The sides in voxels of patches of volumes, which a network of three dimensions takes in place of slices.
     """
 
     channels: list[int]
@@ -271,23 +270,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Compute:
-    """The machine, in the words of Lightning's Trainer; the same run may continue on another one.
-
-    Attributes:
-        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ...
-        devices: How many of each node, or ``"auto"``.
-        num_nodes: How many.
-        precision: Such as ``"bf16-mixed"``.
-        workers: Processes that load slices.
-        logger: Where curves go. CSV is always written, as reports read it; ``"tensorboard"`` writes its events, too.
-    """
+    """The machine, in the words of Lightning's Trainer; the same run may continue on another one."""
 
     accelerator: str = "auto"
     devices: int | str = 1
     num_nodes: int = 1
     precision: str = "32-true"
     workers: int = 0
-    logger: Literal["csv", "tensorboard"] = "csv"
+    logger: Literal["csv", "tensorboard"] = "csv"  # reports read CSV, which is written in either case
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Results are keyed by label value, so that no name of a structure can hide anothe
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -43,15 +43,17 @@ def scores(matrix: Tensor) -> dict[str, Any]:
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
     each = [None if np.isnan(value) else value for value in values]
-    return {"mean": _mean(each), "each": each}
+    return {"mean": mean(each), "each": each}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what there is."""
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
 
-def _spread(values: Sequence[float | None]) -> float | None:
+def spread(values: Iterable[float | None]) -> float | None:
+    """The standard deviation (n - 1) of what there is."""
     there = [value for value in values if value is not None]
     return float(np.std(there, ddof=1)) if len(there) > 1 else None
 
@@ -185,10 +187,10 @@ def over(volumes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dic
     summary: dict[str, Any] = {}
     for name in next(iter(volumes.values())):
         rows = [each[name] for each in volumes.values()]
-        means = [_mean(list(row.values())) for row in rows]
+        means = [mean(row.values()) for row in rows]
         each = {value: [row[value] for row in rows] for value in rows[0]}
         summary[name] = {
-            "mean": {"mean": _mean(means), "sd": _spread(means)},
-            "each": {value: {"mean": _mean(column), "sd": _spread(column)} for value, column in each.items()},
+            "mean": {"mean": mean(means), "sd": spread(means)},
+            "each": {value: {"mean": mean(column), "sd": spread(column)} for value, column in each.items()},
         }
     return {"per_volume": summary, "volumes": dict(volumes)}
