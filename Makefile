@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 DATA ?=
 
 # What needs torch, pytest and hypothesis alone.
-FAST := mmgl_losses $(foreach name,contrast derivatives functional global_levels heads known_pairs laws native options plugins sampling taps unet,tests/test_$(name).py)
+FAST := mmgl_losses $(foreach name,choices contrast derivatives functional global_levels heads known_pairs laws native options plugins sampling taps unet,tests/test_$(name).py)
 
 NATIVE := mmgl_losses/contrast/native/engine.so
 

@@ -6,10 +6,11 @@ are looked up on first use and loaded when created, so a broken one cannot break
 
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, Literal
 
 from mmgl_losses import checks, losses, networks
 
+Kind = Literal["loss", "head"]  # for editors and type checkers
 GROUPS = {"loss": "mmgl_losses.losses", "head": "mmgl_losses.heads"}
 _BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
     "loss": losses.LOSSES,
@@ -28,7 +29,7 @@ def register_head(name: str, factory: Callable[..., Any]) -> None:
     _register("head", name, factory)
 
 
-def available(kind: str) -> tuple[str, ...]:
+def available(kind: Kind) -> tuple[str, ...]:
     """The names of all losses (``"loss"``) or heads (``"head"``), sorted.
 
     Example:
@@ -39,7 +40,7 @@ def available(kind: str) -> tuple[str, ...]:
     return tuple(sorted({*_BUILT_IN[kind], *_registered[kind], *_installed(kind)}))
 
 
-def create(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
+def create(kind: Kind, name: str, *arguments: Any, **options: Any) -> Any:
     """Build the loss or head `name`.
 
     Args:
@@ -71,7 +72,7 @@ def create(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
     return factory(*arguments, **options)
 
 
-def _register(kind: str, name: str, factory: Callable[..., Any]) -> None:
+def _register(kind: Kind, name: str, factory: Callable[..., Any]) -> None:
     checks.name(f"the name of a {kind}", name)
     if name in available(kind):
         raise ValueError(checks.message(f"a new name for a {kind}", repr(name), "It is taken."))

@@ -66,6 +66,9 @@ def page_module(tmp_path, monkeypatch) -> ModuleType:
     return module
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # Lightning, of the short runs of a page
+@pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)")
+@pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_blocks_run_and_print_what_is_shown(page, page_module, capsys):
     names = vars(page_module)

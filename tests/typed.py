@@ -12,7 +12,9 @@ from mmgl_losses import (
     MultiScaleLocalSupCon,
     PairTerms,
     TappedModel,
+    UNet,
     pair_logsumexp,
+    plugins,
 )
 from mmgl_losses.functional import global_contrast, local_supcon, pair_terms, soft_dice
 
@@ -51,3 +53,5 @@ def choices(x: Tensor, ids: Tensor) -> None:
     pair_terms(x, ids, temperature=0.1, masks=ids)  # pyright: ignore[reportCallIssue]
     pair_logsumexp(x, ids, temperature=0.1, impl="dense")  # pyright: ignore[reportArgumentType]
     soft_dice(x, ids, reduction="sum")  # pyright: ignore[reportArgumentType]
+    UNet(norm="group")  # pyright: ignore[reportArgumentType]
+    plugins.available("losses")  # pyright: ignore[reportArgumentType]

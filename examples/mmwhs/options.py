@@ -120,10 +120,7 @@ def _many(command: ArgumentParser, methods: list[str], labelled: list[float | in
     command.add_argument("--jobs", type=int, default=2, help="runs at once: a device each, or a thread each")
     _scale(command, "small")
     _reading(command)
-    group = command.add_argument_group("machine, in the words of Lightning's Trainer")
-    group.add_argument("--accelerator", type=str, default=DEFAULTS.accelerator)
-    group.add_argument("--precision", type=str, default=DEFAULTS.precision)
-    group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices, for each run")
+    _machine(command, "of each run")
 
 
 def _scale(command: ArgumentParser, scale: str | None) -> None:
@@ -155,13 +152,19 @@ def _reading(command: ArgumentParser) -> None:
     group.add_argument("--flip", type=float | None, help="probability of mirroring slices in training, left to right")
 
 
-def _machine(command: ArgumentParser) -> None:
+def _machine(command: ArgumentParser, whose: str = "") -> None:
+    """The machine; of a table, which has `jobs` of them, without what a single run may spread over."""
     group = command.add_argument_group("machine, in the words of Lightning's Trainer")
     group.add_argument("--accelerator", type=str, default=DEFAULTS.accelerator)
-    group.add_argument("--devices", type=int | str, default=DEFAULTS.devices)
-    group.add_argument("--num-nodes", type=int, default=DEFAULTS.num_nodes)
     group.add_argument("--precision", type=str, default=DEFAULTS.precision)
-    group.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that load slices")
+    group.add_argument("--workers", type=int, default=DEFAULTS.workers, help=f"processes that load slices {whose}")
+    if not whose:
+        group.add_argument("--devices", type=int | str, default=DEFAULTS.devices)
+        group.add_argument("--num-nodes", type=int, default=DEFAULTS.num_nodes)
+        group.add_argument(
+            "--logger", type=Literal["csv", "tensorboard"], default=DEFAULTS.logger,
+            help="tensorboard writes its events beside the files of CSV; see `tensorboard --logdir OUT`",
+        )  # fmt: skip
 
 
 def saved_options(argv: Iterable[str]) -> dict[str, Any]:
@@ -232,5 +235,6 @@ def settings(args: Namespace, method: config.Method, data: str) -> config.Run:
             num_nodes=args.num_nodes,
             precision=args.precision,
             workers=args.workers,
+            logger=args.logger,
         ),
     )

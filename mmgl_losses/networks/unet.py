@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mmgl_losses import checks
 
+Norm = Literal["instance", "batch"]
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _UP = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -123,14 +125,14 @@ class UNet(nn.Module):
         *,
         channels: tuple[int, ...] = (64, 128, 256, 512, 1024),
         spatial_dims: int = 2,
-        norm: str | None = "instance",
+        norm: Norm | None = "instance",
     ) -> None:
         super().__init__()
         checks.integer("in_channels", in_channels, least=1)
         checks.integer("out_channels", out_channels, least=1)
         checks.choice("spatial_dims", spatial_dims, (2, 3))
         if norm is not None:
-            checks.one_of("norm", norm, ("instance", "batch"))
+            checks.one_of("norm", norm, get_args(Norm))
         channels = _channel_plan("channels", channels)
         self.encoder = Encoder(in_channels, channels, spatial_dims, norm)
         self.decoder = Decoder(channels, spatial_dims, norm)

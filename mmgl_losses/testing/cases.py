@@ -4,14 +4,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmgl_losses.testing.laws import differs, noise, not_finite
 
-KINDS = ("global", "local", "segmentation")
+Kind = Literal["global", "local", "segmentation"]
 CLASSES, CHANNELS, IMAGES = 3, 8, 4
 IGNORED = 255
 BASE = {1: (6,), 2: (4, 6), 3: (2, 3, 2)}  # the coarsest level

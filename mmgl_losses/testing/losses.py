@@ -3,13 +3,13 @@
 import pickle
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mmgl_losses import checks
-from mmgl_losses.testing.cases import BASE, IGNORED, IMAGES, KINDS, LossCase
+from mmgl_losses.testing.cases import BASE, IGNORED, IMAGES, Kind, LossCase
 from mmgl_losses.testing.laws import Laws, differs, not_finite, scattered
 
 LAWS: Laws[LossCase] = Laws()
@@ -239,7 +239,7 @@ def _compile(case: LossCase) -> str | None:
 def check_loss(
     factory: Callable[..., Any],
     *,
-    kind: str,
+    kind: Kind,
     spatial_dims: Sequence[int] = (2, 3),
     levels: int = 3,
     state: Collection[str] = (),
@@ -273,7 +273,7 @@ def check_loss(
         >>> "no positives" in laws
         True
     """
-    checks.one_of("kind", kind, KINDS)
+    checks.one_of("kind", kind, get_args(Kind))
     dims = [0] if kind == "global" else list(spatial_dims)
     if isinstance(factory, nn.Module):
         cure = "Pass its class, or functools.partial of it with its options."

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Patch
@@ -204,6 +205,19 @@ def test_every_method_has_its_line_and_its_place_in_the_legend(count: int, tmp_p
     figures.draw_curves(tmp_path / "c.png", curves)
     assert len(drawn[0].axes[0].lines) == count
     assert [text for text, _ in legend_of(drawn[0])] == names(count)
+
+
+def test_a_curve_that_methods_share_has_the_colours_of_all(tmp_path: Path, drawn: list[Figure]) -> None:
+    points = [(step, step / 9) for step in range(1, 10)]
+    longer = {("finetune", "loss"): points, ("selftrain", "loss"): points}
+    figures.draw_curves(tmp_path / "c.png", {"a": {("finetune", "loss"): points}, "b": longer, "c": longer})
+    first, second = drawn[0].axes
+    assert [axis.get_title(loc="left") for axis in (first, second)] == ["finetune: loss", "selftrain: loss"]
+    assert len(first.lines) == 3
+    pixels = imread(tmp_path / "c.png")[..., :3]
+    panel = pixels[: int(0.8 * len(pixels)), : pixels.shape[1] // 2].reshape(-1, 3)  # without the legend
+    for look in figures.looks(["a", "b", "c"]).values():
+        assert (np.abs(panel - to_rgb(look["color"])).max(1) < 0.1).sum() > 10
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -17,7 +17,7 @@ from examples.mmwhs import files
 from examples.mmwhs.data.datasets import open_dataset
 from examples.mmwhs.data.splits import LeakError, Split
 from examples.mmwhs.data.store import SliceStore
-from examples.mmwhs.train import config, methods, setup
+from examples.mmwhs.train import config, fit, methods, setup
 from examples.mmwhs.train import run as module
 from examples.mmwhs.train.evaluate import distances
 from examples.mmwhs.train.fit import StepSampler, curves
@@ -283,3 +283,29 @@ def test_a_loss_of_a_third_party_needs_a_configuration_alone(data: Path, tmp_pat
     path.write_text(json.dumps({"title": "Theirs", "stages": [{"name": "only", "kind": "finetune", "loss": loss}]}))
     chosen = replace(settings(data), method=methods.load(config.Method, path))
     assert run(chosen, tmp_path / "run")["method"] == "Theirs"
+
+
+def test_curves_go_to_tensorboard_if_asked(data: Path, tmp_path: Path) -> None:
+    """The same numbers at the same steps as in the files of CSV."""
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard")
+    out, machine = tmp_path / "run", config.Compute(accelerator="cpu", logger="tensorboard")
+    run(settings(data, "random", compute=machine), out)
+    folder = out / "1-finetune"
+    events = reading.EventAccumulator(str(folder / "curves" / "from-step-0")).Reload()
+    for name, points in curves(folder).items():
+        assert [(e.step + 1, e.value) for e in events.Scalars(name)] == [(s, pytest.approx(v)) for s, v in points]
+
+
+def test_a_missing_tensorboard_is_said_before_anything_is_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*args: object, **options: object) -> None:
+        raise ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available.")
+
+    monkeypatch.setattr(fit, "TensorBoardLogger", absent)
+    monkeypatch.setattr(module, "train", lambda *args, **options: pytest.fail("trained"))
+    machine = config.Compute(accelerator="cpu", logger="tensorboard")
+    with pytest.raises(
+        ValueError, match="Expected tensorboard, for --logger tensorboard, got no such package. Install"
+    ):
+        run(settings(data, compute=machine), tmp_path / "run")

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 from examples.mmwhs.messages import message
+from examples.mmwhs.train.evaluate import mean, spread
 
 Result = Mapping[str, Any]
 METRICS: dict[str, Callable[[Result], float | None]] = {
@@ -28,12 +29,12 @@ class Summary:
     @property
     def mean(self) -> float | None:
         """Their mean."""
-        return float(np.mean(self.values)) if self.values else None
+        return mean(self.values)
 
     @property
     def sd(self) -> float | None:
         """Their standard deviation."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+        return spread(self.values)
 
 
 @dataclass(frozen=True)

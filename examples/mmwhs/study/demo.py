@@ -33,16 +33,17 @@ def demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console:
             if is_first() and not (out / "phantom").exists():
                 say("Making a phantom of 20 volumes ...")
                 files.replace(out / "phantom", lambda aside: write_phantom(aside, volumes=20, seed=0))
+        results, shared, setups = {}, {}, {}
         if is_first():
-            for settings in methods.values():  # a fault of the last is said before the first is trained
-                check(Setup.of(settings(data), out / "cache"), out)
-        results, shared = {}, {}
+            setups = {name: Setup.of(settings(data), out / "cache") for name, settings in methods.items()}
+            for setup in setups.values():  # a fault of the last is said before the first is trained
+                check(setup, out)
         for name, settings in methods.items():
-            chosen = settings(data)
+            chosen, setup = settings(data), setups.get(name)
             results[name] = run(
-                chosen, out / name, cache=out / "cache", say=console.print, console=console, shared=shared
+                chosen, out / name, cache=out / "cache", say=console.print, console=console, shared=shared, setup=setup
             )
-            shared |= folders_of(Setup.of(chosen, out / "cache"), out / name)
+            shared |= folders_of(setup or Setup.of(chosen, out / "cache"), out / name)
         if not is_first():
             return
         files.write_json(out / "metrics.json", results)

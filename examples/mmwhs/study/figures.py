@@ -88,13 +88,13 @@ def _plain(axis: Axes, *, grid: str) -> None:
 
 
 def draw_curves(path: Path, curves: Mapping[str, Mapping[tuple[str, str], Points]]) -> None:
-    """A panel for the loss of every stage and for the validation Dice; a line for every method.
+    """A panel for the loss of every stage and for the validation Dice; a line for every method, dashed if it is shared.
 
     Args:
         path: The PNG to write.
         curves: Method -> (stage, ``"loss"`` or ``"validation_dice"``) -> pairs of step and value.
     """
-    order = {"global": 0, "local": 1, "finetune": 9}
+    order = {"global": 0, "local": 1, "finetune": 8, "selftrain": 9}
     panels = list(dict.fromkeys(key for each in curves.values() for key, points in each.items() if points))
     panels.sort(key=lambda key: (key[1] != "loss", order.get(key[0], 5)))
     if not panels:
@@ -106,16 +106,20 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[tuple[str, str], Points
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for axis, (stage, what) in zip(axes, panels, strict=False):
+        shared: dict[tuple[tuple[int, float], ...], list[str]] = {}
         for name, each in curves.items():
-            if points := each.get((stage, what)):
-                steps, values = zip(*points, strict=True)
-                values = smooth(values) if what == "loss" else values
-                axis.plot(steps, values, linewidth=1.3, marker="o" if len(steps) == 1 else "", **styles[name])
-        axis.set_title(f"{stage}: {'loss' if what == 'loss' else 'validation Dice'}", fontsize=10, loc="left")
+            shared.setdefault(tuple(each.get((stage, what), ())), []).append(name)
+        shared.pop((), None)
+        for points, names in shared.items():
+            steps, values = np.transpose(points)
+            values = smooth(values) if what == "loss" else values
+            for i, name in enumerate(names):
+                look = styles[name] | ({"linestyle": (6 * i, (6, 6 * (len(names) - 1)))} if len(names) > 1 else {})
+                axis.plot(steps, values, linewidth=1.3, marker="o" if len(steps) == 1 else "", **look)
+        axis.set_title(f"{stage}: {what.replace('_dice', ' Dice')}", fontsize=10, loc="left")
         axis.set_xlabel("step", fontsize=8)
         _plain(axis, grid="y")
-        if what != "loss":
-            axis.set_ylim(0, 1)
+        axis.set_ylim(*((None, None) if what == "loss" else (0, 1)))
     legend(figure, [Line2D([], [], label=name, **styles[name]) for name in curves])
     save(figure, path)
 

@@ -17,6 +17,7 @@ from examples.mmwhs.messages import message, one_of
 from examples.mmwhs.study import figures
 from examples.mmwhs.study import rows as tables
 from examples.mmwhs.study.compare import METRICS, Grid, distinct, labelled_text, scored, stuck
+from examples.mmwhs.train.evaluate import mean
 from examples.mmwhs.train.fit import curves, in_words
 
 HERE = Path(__file__).parent
@@ -48,7 +49,7 @@ def write_runs(out: Path, runs: Mapping[str, Path]) -> Path:
                     logged[titles[name]][stage, what] = points
         with np.load(run / "overlay.npz", allow_pickle=False) as stored:
             pictures[titles[name]] = dict(stored)
-        dice[titles[name]] = {case: mean_of(each["dice"]) for case, each in metrics[name]["volumes"].items()}
+        dice[titles[name]] = {case: mean(each["dice"].values()) for case, each in metrics[name]["volumes"].items()}
     figures.draw_curves(out / "curves.png", logged)
     structures = first["structures"]
     figures.draw_overlay(out / "overlay.png", pictures, dice, list(structures.values()), first["main_plane"])
@@ -65,16 +66,10 @@ def write_runs(out: Path, runs: Mapping[str, Path]) -> Path:
         settings={titles[name]: (run / "config.yaml").read_text(encoding="utf-8") for name, run in runs.items()},
         data=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"],
         rows=ROWS,
-        mean_of=mean_of,
+        mean=mean,
     )
     files.write_text(out / "report.html", page)
     return out / "report.html"
-
-
-def mean_of(values: Mapping[str, float | None]) -> float | None:
-    """The mean of what there is."""
-    there = [value for value in values.values() if value is not None]
-    return float(np.mean(there)) if there else None
 
 
 def best(values: Sequence[float | None]) -> float | None:
@@ -231,7 +226,7 @@ def overlay(path: Path, grid: Grid, counts: Sequence[str], pictures: Path) -> tu
         with np.load(file, allow_pickle=False) as stored:
             arrays[grid.methods[name]] = dict(stored)
         result = grid.results(name, most[0])[most[1]]
-        dice[grid.methods[name]] = {case: mean_of(each["dice"]) for case, each in result["volumes"].items()}
+        dice[grid.methods[name]] = {case: mean(each["dice"].values()) for case, each in result["volumes"].items()}
     structures = list(result["structures"].values())
     figures.draw_overlay(path, arrays, dice, structures, result["main_plane"])
     return most

@@ -18,7 +18,7 @@ from examples.mmwhs.data.description import Case
 from examples.mmwhs.data.store import SliceDataset
 from examples.mmwhs.messages import message
 from examples.mmwhs.train.config import Compute
-from examples.mmwhs.train.fit import quiet
+from examples.mmwhs.train.fit import loggers, quiet
 from examples.mmwhs.train.setup import Setup
 from examples.mmwhs.train.stage import StageModule, seed_of
 from mmgl_losses import UNet
@@ -96,6 +96,7 @@ def machine(compute: Compute) -> None:
         asked = f"--accelerator {compute.accelerator} --devices {compute.devices} --precision {compute.precision}"
         got = repr(" ".join(str(error).split()))
         raise ValueError(message(f"a machine for {asked}", got, "See --accelerator cpu --devices 1.")) from error
+    loggers(Path("none") / "curves" / "none", compute)  # writes nothing yet
 
 
 def seen(setup: Setup) -> list[Case]:

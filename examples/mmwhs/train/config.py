@@ -248,8 +248,7 @@ class Scale:
         validation_slices: At most so many validation slices choose the best weights of fine-tuning.
         kept: Of fine-tuning, the weights that are ``"best"`` on validation patients, or the ``"last"``: then labels of
             validation patients decide nothing. Of self-training it is always the teacher's last.
-        patch: The sides in voxels of patches of volumes, which a network of three dimensions then takes in place of
-            slices.
+        patch: The sides in voxels of patches of volumes, which a network of three dimensions takes in place of slices.
     """
 
     channels: list[int]
@@ -278,6 +277,7 @@ class Compute:
     num_nodes: int = 1
     precision: str = "32-true"
     workers: int = 0
+    logger: Literal["csv", "tensorboard"] = "csv"  # reports read CSV, which is written in either case
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Results are keyed by label value, so that no name of a structure can hide anothe
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -43,15 +43,17 @@ def scores(matrix: Tensor) -> dict[str, Any]:
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
     each = [None if np.isnan(value) else value for value in values]
-    return {"mean": _mean(each), "each": each}
+    return {"mean": mean(each), "each": each}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what there is."""
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
 
-def _spread(values: Sequence[float | None]) -> float | None:
+def spread(values: Iterable[float | None]) -> float | None:
+    """The standard deviation (n - 1) of what there is."""
     there = [value for value in values if value is not None]
     return float(np.std(there, ddof=1)) if len(there) > 1 else None
 
@@ -68,23 +70,21 @@ def distances(truth: np.ndarray, predicted: np.ndarray, classes: int, spacing: S
         classes: Their number, background included.
         spacing: Of the voxels in mm.
     """
-    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-    from monai.metrics.surface_distance import compute_average_surface_distance
+    from monai.metrics.utils import get_edge_surface_distance
 
     found: dict[str, list[float | None]] = {name: [] for name in DISTANCES}
-    options = {"include_background": True, "spacing": [float(s) for s in spacing]}
     for index in range(1, classes):
         here, there = truth == index, predicted == index
         values: list[float | None] = [None, None]
         if here.any() and there.any():
             box = tuple(slice(max(0, i.min() - 1), i.max() + 2) for i in np.nonzero(here | there))
-            ours, theirs = (torch.from_numpy(np.ascontiguousarray(a[box]))[None, None].float() for a in (there, here))
+            ours, theirs = (torch.from_numpy(np.ascontiguousarray(a[box])) for a in (there, here))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # MONAI warns of its own deprecations
-                values = [
-                    compute_hausdorff_distance(ours, theirs, percentile=95, **options).item(),
-                    compute_average_surface_distance(ours, theirs, symmetric=True, **options).item(),
-                ]
+                _, both, _ = get_edge_surface_distance(
+                    ours.float(), theirs.float(), spacing=[float(s) for s in spacing], symmetric=True
+                )
+            values = [max(each.quantile(0.95).item() for each in both), torch.cat(both).mean().item()]
         for name, value in zip(DISTANCES, values, strict=True):
             found[name].append(value)
     return found
@@ -187,10 +187,10 @@ def over(volumes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dic
     summary: dict[str, Any] = {}
     for name in next(iter(volumes.values())):
         rows = [each[name] for each in volumes.values()]
-        means = [_mean(list(row.values())) for row in rows]
+        means = [mean(row.values()) for row in rows]
         each = {value: [row[value] for row in rows] for value in rows[0]}
         summary[name] = {
-            "mean": {"mean": _mean(means), "sd": _spread(means)},
-            "each": {value: {"mean": _mean(column), "sd": _spread(column)} for value, column in each.items()},
+            "mean": {"mean": mean(means), "sd": spread(means)},
+            "each": {value: {"mean": mean(column), "sd": spread(column)} for value, column in each.items()},
         }
     return {"per_volume": summary, "volumes": dict(volumes)}

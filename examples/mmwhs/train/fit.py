@@ -14,7 +14,7 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -281,7 +281,7 @@ def fit(
             limit_val_batches=None if validates else 0,
             num_sanity_val_steps=0,
             log_every_n_steps=max(1, schedule.every // 10),
-            logger=CSVLogger(folder, logs.parent.name, version=logs.name),
+            logger=loggers(logs, compute),
             callbacks=callbacks,
             plugins=[WholeFiles()],
             enable_progress_bar=False,
@@ -302,6 +302,22 @@ def fit(
     if trainer.is_global_zero:
         finish(facts)
     trainer.strategy.barrier()
+
+
+def loggers(logs: Path, compute: Compute) -> list[Logger]:
+    """Where a session logs to: the folder `logs`, and, if asked, events of TensorBoard in it.
+
+    Raises:
+        ValueError: There is no TensorBoard.
+    """
+    found: list[Logger] = [CSVLogger(logs.parent.parent, logs.parent.name, version=logs.name)]
+    if compute.logger == "tensorboard":
+        try:
+            found.append(TensorBoardLogger(logs.parent.parent, logs.parent.name, version=logs.name))
+        except ModuleNotFoundError as error:
+            cure = "Install it with `pip install tensorboard`, or leave out --logger."
+            raise ValueError(message("tensorboard, for --logger tensorboard", "no such package", cure)) from error
+    return found
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

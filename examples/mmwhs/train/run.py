@@ -43,6 +43,7 @@ def run(
     say: Say = silent,
     console: Console | None = None,
     shared: Mapping[str, Path] | None = None,
+    setup: Setup | None = None,
 ) -> dict[str, Any]:
     """Trains and evaluates one run in the folder `out`, from wherever it was left.
 
@@ -57,6 +58,7 @@ def run(
         say: Takes a line about each thing done.
         console: Where to draw progress bars.
         shared: Folders of stages that other runs have finished, by the digests of `Setup.keys`: they are copied.
+        setup: What the settings lead to, where that is built and checked already.
 
     Returns:
         What ``metrics.json`` holds; nothing on processes other than the first.
@@ -66,9 +68,15 @@ def run(
             cannot be used, a file of the folder is damaged, the loss is not finite, or the disk is full.
     """
     with files.room(out), claim(out):
-        setup = Setup.of(settings, cache or out / "cache")
+        unchecked = setup is None
+        setup = setup or Setup.of(settings, cache or out / "cache")
         same_run(out, setup)
         said = logged(say, out / "log.txt") if is_first() else silent
+        if is_first() and not (out / "metrics.json").is_file():
+            for line in plan(setup, out):
+                said(line)
+            if unchecked:
+                check(setup, out)
         return _run(setup, out, said, console, shared or {})
 
 
@@ -92,16 +100,15 @@ def folders_of(setup: Setup, out: Path) -> dict[str, Path]:
 def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Mapping[str, Path]) -> dict[str, Any]:
     settings, stages = setup.settings, setup.settings.method.stages
     folders = folders_of(setup, out)
-    if is_first() and not (out / "metrics.json").is_file():
-        for line in plan(setup, out):
-            say(line)
-        check(setup, out)
     facts: dict[str, Any] = {}
     weights: dict[str, Any] | None = None
     for number, (stage, (key, folder)) in enumerate(zip(stages, folders.items(), strict=True)):
-        if is_first() and key in shared and not folder.exists():
-            say(f"{settings.method.title}, {stage.name}: as in {shared[key].parent.name}")
-            files.replace(folder, partial(shutil.copytree, shared[key]))
+        if key in shared and not folder.exists():
+            if is_first():
+                say(f"{settings.method.title}, {stage.name}: as in {shared[key].parent.name}")
+                files.replace(folder, partial(shutil.copytree, shared[key]))
+            while not (folder / "done.json").is_file():  # the other processes wait for the first
+                time.sleep(0.1)
         if not (folder / "done.json").is_file():
             name, length = f"{settings.method.title}, {stage.name}", settings.schedule(stage).steps
             names = setup.dataset.description.classes
