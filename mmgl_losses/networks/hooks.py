@@ -23,9 +23,10 @@ class Tap:
     It is an object, not a closure, so that it is copied and pickled with the module it hangs on.
     """
 
-    def __init__(self, name: str, selector: Selector | None) -> None:
+    def __init__(self, name: str, selector: Selector | None, call: int | None = None) -> None:
         self.name = name
         self.selector = selector
+        self.call = call
         self.open = False
         self.stop()
 
@@ -53,6 +54,8 @@ class Tap:
         if not self.open or self.task != _graph_task():
             return
         self.calls += 1
+        if self.call is not None and self.calls != self.call + 1:
+            return
         self.feature = one_tensor(self.name, select(self.name, output, self.selector), self.selector is not None)
         self.version = _version(self.feature)
         self.grad_mode = torch.is_grad_enabled()
@@ -65,7 +68,7 @@ class Tap:
         self.clear()
         if hung and not calls and self not in net.get_submodule(path)._forward_hooks.values():
             _replaced(self.name)
-        ran_once(self.name, calls)
+        ran_once(self.name, calls, self.call)
         assert feature is not None
         if _version(feature) != before:
             refuse_overwritten(self.name)
@@ -211,13 +214,27 @@ def check_selectors(value: object, names: Collection[str]) -> Mapping[str, Any]:
     return value
 
 
-def ran_once(name: str, calls: int) -> None:
-    """A tapped module ran exactly once in a pass."""
-    if calls == 1:
+def check_calls(value: object, names: Collection[str]) -> Mapping[str, int]:
+    """A mapping from tapped names to the number of a call, from 0."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(checks.message("`calls` to be a mapping from names to numbers of calls", checks.typed(value)))
+    checks.known_names("a tapped module in `calls`", value, names)
+    return {name: checks.integer(f"calls[{name!r}]", call, least=0) for name, call in value.items()}
+
+
+def ran_once(name: str, calls: int, call: int | None = None) -> None:
+    """A tapped module ran exactly once in a pass, or often enough for the `call` to take."""
+    if calls == 1 if call is None else calls > call:
         return
+    if call is not None and calls:
+        expected = f"the tapped module {name!r} to run {call + 1} times in a forward pass, for `calls[{name!r}]={call}`"
+        raise ValueError(checks.message(expected, f"{calls} call" + "s" * (calls > 1), "Calls are counted from 0."))
     if calls:
         got = f"{calls} calls"
-        cure = "It is shared, or runs in a loop; tap a module around one of the calls, which runs once."
+        cure = "It is shared, or runs in a loop, or once more in training. Tap a module around one of the calls, which "
+        cure += f"runs once, or say which to take: `calls={{{name!r}: 0}}` is the first."
     else:
         got = "no call"
         cure = "The pass took another way (an option, training or eval mode), or the code was compiled before the tap."

@@ -214,7 +214,7 @@ class Recorder(TorchDispatchMode):
         storage: int = -1,
     ) -> Node:
         index = len(self.trace.nodes)
-        found = as_map(layout, self._batch)
+        found = as_map(layout)
         last = found or next((self.trace.nodes[i].last for i in carriers if self.trace.nodes[i].last), None)
         kinds = {} if op is None else {
             "weighted": op.weighted, "mixes": op.mixes, "product": op.product,
@@ -247,15 +247,26 @@ def _memory(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def tensors(value: object) -> Iterator[Tensor]:
-    """Every tensor in nested sequences, mappings and objects with attributes."""
+def tensors(value: object, within: frozenset[int] = frozenset()) -> Iterator[Tensor]:
+    """Every tensor in nested sequences, mappings and objects with attributes; `within`: the objects around it."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors(item)
+        return
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.values()
     elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        yield from tensors(vars(value))
+        items = value
+    elif not isinstance(value, (nn.Module, type)) and id(value) not in within:
+        within |= {id(value)}
+        items = _attributes(value)
+    for item in items:
+        yield from tensors(item, within)
+
+
+def _attributes(value: object) -> list[object]:
+    """What an object holds, in slots and otherwise."""
+    slots = [kind.__dict__.get("__slots__", ()) for kind in type(value).__mro__]
+    names = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
+    held = [getattr(value, name) for name in names if hasattr(value, name)]
+    return held + list(getattr(value, "__dict__", {}).values())
