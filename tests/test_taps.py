@@ -563,8 +563,8 @@ class Shared(nn.Module):
         return self.act(self.conv(self.conv(x)))
 
 
-def read_once(net, x, name):
-    with FeatureTaps(net, [name]) as taps:
+def read_once(net, x, name, **options):
+    with FeatureTaps(net, [name], **options) as taps:
         net(x)
     return taps.read()[name]
 
@@ -644,9 +644,8 @@ def test_calls_that_are_none(calls, error, words):
         attach_heads(net, x, {"conv": nn.Identity()}, calls=calls)
     with pytest.raises(error, match=words):
         TappedModel(net, {"conv": nn.Identity()}, calls=calls)(x)
-    with pytest.raises(error, match=words), FeatureTaps(net, ["conv"], calls=calls) as taps:
-        net(x)
-        taps.read()
+    with pytest.raises(error, match=words):
+        read_once(net, x, "conv", calls=calls)
 
 
 def test_a_copy_survives_what_follows_in_place():
