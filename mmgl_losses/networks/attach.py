@@ -100,7 +100,7 @@ def attach_heads(
             refuse_overwritten(name)
         channels = _channels(name, feature.shape, node)
         if node is not None and node.map is not None and not node.map.plain:
-            arranged[name] = Arranged(name, selectors.get(name), node.map)
+            arranged[name] = Arranged(name, selectors.get(name), node.map, trace.image)
         if not isinstance(head, nn.Module):
             head = _head(name, head(channels)).to(feature.device, feature.kind)
         built[name] = head

@@ -113,9 +113,9 @@ class Map(NamedTuple):
         return tuple(sorted(range(len(self.places)), key=lambda i: self.places[i].source))
 
     @property
-    def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """For each axis of places, the sizes of its parts."""
-        left = list(self.size)
+    def grids(self) -> tuple[tuple[Part, ...], ...]:
+        """For each axis of places, its parts."""
+        left = list(self.places)
         return tuple(tuple(left.pop(0) for _ in range(count)) for count in self.counts)
 
 

@@ -10,8 +10,10 @@ from typing_extensions import Self
 
 from mmgl_losses import checks
 from mmgl_losses.networks.hooks import (
+    Arranged,
     Hooks,
     Selector,
+    Size,
     Tap,
     check_calls,
     check_selectors,
@@ -19,6 +21,7 @@ from mmgl_losses.networks.hooks import (
     resolve,
     tap_names,
 )
+from mmgl_losses.networks.recorder import images_among, tensors
 from mmgl_losses.networks.trace import network
 
 
@@ -167,8 +170,9 @@ class TappedModel(nn.Module):
         _not_a_replica(self)
         if self._closed:
             _refuse_closed()
+        image = self._image(args, kwargs)
         for tap in self._taps.values():
-            tap.start()
+            tap.start(image)
         try:
             output = self.net(*args, **kwargs)
             features = {name: tap.take(self.net, self._paths[name], hung=True) for name, tap in self._taps.items()}
@@ -179,6 +183,13 @@ class TappedModel(nn.Module):
         output = output if self.output else None
         # An exported program is saved without classes.
         return (output, embeddings) if torch.compiler.is_exporting() else Tapped(output, embeddings)
+
+    def _image(self, args: Any, kwargs: Any) -> Size:
+        """The shape of the image, where tokens are arranged by it."""
+        if not any(isinstance(tap.selector, Arranged) for tap in self._taps.values()):
+            return ()
+        _, image = images_among(tensors((args, kwargs)))
+        return () if image is None else tuple(image.shape)
 
     if TYPE_CHECKING:
 
