@@ -31,11 +31,12 @@ class Cached(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c, self.out = double(2, 4), double(4, 8), double(12, 4), nn.Conv2d(4, 3, 1)
-        self.calls, self.seen = 0, []
+        self.calls, self.seen, self.nested = 0, [], {"sizes": [[]]}
 
     def forward(self, x):
         self.calls += 1
         self.seen.append(x)
+        self.nested["sizes"][0].append(x.shape)
         x = torch.cat([x, grid(x.shape[-1]).expand_as(x)], 1)
         a = self.a(x)
         b = self.b(F.max_pool2d(a, 2))
@@ -47,7 +48,7 @@ def test_what_user_code_caches_serves_training():
     net, x = Cached(), image()
     assert discover_stages(net, x).decoder == ("c",)
     attach_heads(net, x, {"b": GlobalHead}).close()
-    assert (net.calls, net.seen) == (0, [])
+    assert (net.calls, net.seen, net.nested) == (0, [], {"sizes": [[]]})
     for model in (net, Cached()):  # a second network, built later, too
         output = model(x)
         assert type(output) is torch.Tensor
@@ -88,6 +89,9 @@ def test_what_cannot_be_tapped_is_said():
     assert part.encoder == ("a", "c")
     assert any("'b' is scripted" in line for line in part.untapped)
     attach_heads(scripted(), image(), {"a": GlobalHead})(image())
+    for tap in (attach_heads, lambda net, x, heads: TappedModel(net, {"b": nn.Identity()})):
+        with pytest.raises(ValueError, match=r"'b' to be one that Python runs, got it in 'b', which is scripted"):
+            tap(scripted(), image(), {"b": GlobalHead})
 
 
 @pytest.mark.parametrize(
@@ -107,6 +111,19 @@ def test_heads_on_channels_last_and_tokens_get_maps(net, name, channels, size):
     other = tapped(image(64))[1][name]
     assert other.shape[2:] == (2 * size, 2 * size)
     copy.deepcopy(tapped)(x)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (16, 64), (64, 16), (32, 64)])
+def test_tokens_are_arranged_as_the_image_is(size):
+    net, x = Tokens().eval(), torch.randn(2, 1, *size)
+    kept = {}
+    net.transformer.register_forward_hook(lambda m, a, out: kept.update(out=out))
+    tapped = attach_heads(net, image(), {"transformer": nn.Identity()})
+    rows, columns = (side // 4 for side in size)
+    expected = tapped(x)[1]["transformer"]
+    assert torch.equal(expected, kept["out"].unflatten(1, (rows, columns)).permute(0, 3, 1, 2))
+    compiled = torch.compile(tapped, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x)[1]["transformer"], expected)
 
 
 class ClassToken(nn.Module):

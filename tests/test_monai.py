@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from monai.data import CacheDataset, DataLoader, MetaTensor, decollate_batch
-from monai.inferers import SlidingWindowInferer, sliding_window_inference
+from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.engines import SupervisedEvaluator
+from monai.handlers import MeanDice, from_engine
+from monai.inferers import SimpleInferer, SlidingWindowInferer, sliding_window_inference
 from monai.losses import DiceLoss
 from monai.transforms import (
+    AsDiscreted,
     Compose,
     EnsureChannelFirstd,
     EnsureTyped,
@@ -144,6 +147,31 @@ def test_a_window_slides_over_the_network_of_a_tapped_model():
         windows = SlidingWindowInferer((16, 16), 2, overlap=0.5)(x, tapped.net)
         assert windows.shape == whole.shape
     assert tapped(x).embeddings["encoder.bottleneck"].shape == (1, 128)  # and it is tapped as before
+
+
+@pytest.mark.parametrize("inferer", [SimpleInferer(), SlidingWindowInferer((16, 16), 2, overlap=0.5)])
+def test_an_evaluator_takes_the_network_of_a_tapped_model(inferer):
+    tapped, _ = tapped_model()
+    torch.manual_seed(0)
+    data = [{"image": torch.rand(1, 24, 24), "label": torch.randint(3, (1, 24, 24))} for _ in range(4)]
+
+    def evaluated(network):
+        metrics = {"dice": MeanDice(num_classes=3, output_transform=from_engine(["pred", "label"]))}
+        classes = AsDiscreted("pred", argmax=True)
+        loader = DataLoader(Dataset(data), batch_size=2)
+        engine = SupervisedEvaluator(
+            "cpu", loader, network, inferer=inferer, postprocessing=classes, key_val_metric=metrics
+        )
+        engine.run()
+        return engine.state.metrics["dice"]
+
+    plain = UNet(1, 3, channels=(4, 6, 8))
+    plain.load_state_dict(tapped.net.state_dict())
+    assert 0 < evaluated(tapped.net) < 1
+    assert evaluated(tapped.net) == evaluated(plain)
+    if isinstance(inferer, SlidingWindowInferer):
+        with pytest.raises(AttributeError, match="which is `tapped.net`"):
+            evaluated(tapped)
 
 
 @pytest.mark.parametrize("buffered", [{}, {"buffer_steps": 1}], ids=["", "buffered"])

@@ -563,8 +563,8 @@ class Shared(nn.Module):
         return self.act(self.conv(self.conv(x)))
 
 
-def read_once(net, x, name):
-    with FeatureTaps(net, [name]) as taps:
+def read_once(net, x, name, **options):
+    with FeatureTaps(net, [name], **options) as taps:
         net(x)
     return taps.read()[name]
 
@@ -586,6 +586,66 @@ def test_misuse_is_named_everywhere(name, error, words):
         TappedModel(net, {name: nn.Identity()})(x)
     with pytest.raises(error, match=words):
         read_once(net, x, name)
+
+
+@pytest.mark.parametrize("call", [0, 1])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_which_call_of_a_module_to_take(call, compiled):
+    net, x = Shared(), image()
+    first = net.conv(x)
+    expected = (first, net.conv(first))[call]
+    tapped = attach_heads(net, x, {"conv": nn.Identity()}, calls={"conv": call})
+    if compiled:
+        tapped = torch.compile(tapped, backend="eager", fullgraph=True)
+    for _ in range(2):
+        assert torch.equal(tapped(x)[1]["conv"], expected)
+    tapped.close()
+    with FeatureTaps(net, ["conv"], calls={"conv": call}) as taps:
+        net(x)
+    assert torch.equal(taps.read()["conv"], expected)
+
+
+class OnceMore(nn.Sequential):
+    """In training it goes through its first part a second time, with something else: a reconstruction beside it."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 1))
+
+    def forward(self, x):
+        features = self[0](x)
+        return (self[1](features), self[0](x.flip(-1)).mean()) if self.training else self[1](features)
+
+
+def test_a_module_that_runs_once_more_in_training():
+    net, x = OnceMore(), image()
+    tapped = attach_heads(net, x, {"0": nn.Identity()})
+    with pytest.raises(ValueError, match=r"got 2 calls.*once more in training.*`calls=\{'0': 0\}` is the first"):
+        tapped(x)
+    tapped.close()
+    tapped = attach_heads(net, x, {"0": nn.Identity()}, calls={"0": 0})
+    for mode in (True, False):
+        tapped.train(mode)
+        assert torch.equal(tapped(x)[1]["0"], net[0](x))
+
+
+@pytest.mark.parametrize(
+    ("calls", "error", "words"),
+    [
+        ({"conv": 2}, ValueError, r"'conv' to run 3 times in a forward pass, for `calls\['conv'\]=2`, got 2 calls"),
+        ({"conv": -1}, ValueError, r"`calls\['conv'\]` to be an integer of at least 0, got -1"),
+        ({"conv": "first"}, TypeError, r"`calls\['conv'\]` to be an integer"),
+        ({"act": 0}, ValueError, "the name of a tapped module in `calls`, got 'act'"),
+        (0, TypeError, "`calls` to be a mapping from names to numbers of calls, got 0"),
+    ],
+)
+def test_calls_that_are_none(calls, error, words):
+    net, x = Shared(), image()
+    with pytest.raises(error, match=words):
+        attach_heads(net, x, {"conv": nn.Identity()}, calls=calls)
+    with pytest.raises(error, match=words):
+        TappedModel(net, {"conv": nn.Identity()}, calls=calls)(x)
+    with pytest.raises(error, match=words):
+        read_once(net, x, "conv", calls=calls)
 
 
 def test_a_copy_survives_what_follows_in_place():

@@ -12,6 +12,7 @@ from mmgl_losses.networks.axes import CHANNELS
 from mmgl_losses.networks.hooks import (
     Arranged,
     Selector,
+    check_calls,
     check_selectors,
     one_tensor,
     ran_once,
@@ -34,6 +35,7 @@ def attach_heads(
     kwargs: Mapping[str, Any] | None = None,
     output: bool = True,
     selectors: Mapping[str, Selector] | None = None,
+    calls: Mapping[str, int] | None = None,
 ) -> TappedModel:
     """Put a head on each named module, with as many input channels as that module gives.
 
@@ -51,6 +53,7 @@ def attach_heads(
         output: False leaves the network's output out of what the model returns.
         selectors: for modules that return more than a tensor, what to take: an index, a key, an attribute's name or
             a function of the output.
+        calls: for modules that run more than once in a pass, or once more in training, which call to take, from 0.
 
     Returns:
         The model, which returns ``(output, {name: head(feature)})``.
@@ -71,7 +74,7 @@ def attach_heads(
     """
     network("net", net)
     paths = {name: resolve(net, name) for name in check_heads(heads)}
-    selectors = check_selectors(selectors, heads)
+    selectors, calls = check_selectors(selectors, heads), check_calls(calls, heads)
     checks.flag("output", output)
     first_names = {module: name for name, module in net.named_modules()}
     tapped = {name: first_names[net.get_submodule(path)] for name, path in paths.items()}
@@ -90,18 +93,18 @@ def attach_heads(
     built = {}
     for name, head in heads.items():
         found = [call.seen[name] for call in trace.calls if name in call.seen]
-        ran_once(name, len(found))
-        feature = found[0]
+        ran_once(name, len(found), calls.get(name))
+        feature = found[calls.get(name, 0)]
         node = None if feature.node is None else trace.nodes[feature.node]
         if node is not None and trace.overwritten(node.index, feature.call.end):
             refuse_overwritten(name)
         channels = _channels(name, feature.shape, node)
         if node is not None and node.map is not None and not node.map.plain:
-            arranged[name] = Arranged(name, selectors.get(name), node.map)
+            arranged[name] = Arranged(name, selectors.get(name), node.map, trace.image)
         if not isinstance(head, nn.Module):
             head = _head(name, head(channels)).to(feature.device, feature.kind)
         built[name] = head
-    return TappedModel(net, built, output=output, selectors=arranged)
+    return TappedModel(net, built, output=output, selectors=arranged, calls=calls)
 
 
 @dataclass(frozen=True)

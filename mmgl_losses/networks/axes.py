@@ -75,7 +75,7 @@ class Map(NamedTuple):
     """A tensor that is a map: where its channels are, and which places of the example lie on the other axes.
 
     `axes` are those of the places; `counts` says how many parts lie on each: one in a map (B, C, H, W), two in tokens
-    (B, N, C).
+    (B, N, C). `stacked`: the axes of the example that lie on the batch axis: slices of a volume, views of a patient.
     """
 
     channels: int
@@ -83,6 +83,7 @@ class Map(NamedTuple):
     axes: tuple[int, ...]
     places: tuple[Part, ...]
     counts: tuple[int, ...]
+    stacked: tuple[Part, ...] = ()
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -92,12 +93,12 @@ class Map(NamedTuple):
     @property
     def fineness(self) -> Fraction:
         """Elements of the image for each place."""
-        return math.prod((part.stride for part in self.places), start=Fraction(1))
+        return math.prod((part.stride for part in self.places + self.stacked), start=Fraction(1))
 
     @property
     def stride(self) -> dict[int, Fraction]:
         """For each spatial axis of the example, the distance of two neighbours."""
-        return {part.source: part.stride for part in self.places}
+        return {part.source: part.stride for part in self.places + self.stacked}
 
     @property
     def plain(self) -> bool:
@@ -112,9 +113,9 @@ class Map(NamedTuple):
         return tuple(sorted(range(len(self.places)), key=lambda i: self.places[i].source))
 
     @property
-    def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """For each axis of places, the sizes of its parts."""
-        left = list(self.size)
+    def grids(self) -> tuple[tuple[Part, ...], ...]:
+        """For each axis of places, its parts."""
+        left = list(self.places)
         return tuple(tuple(left.pop(0) for _ in range(count)) for count in self.counts)
 
 
@@ -123,14 +124,12 @@ def channel_axis(size: int) -> Axis:
     return Axis(size, (Part(CHANNELS, size),))
 
 
-def as_map(layout: Layout | None, batch: int) -> Map | None:
-    """The map that a tensor is, or None: attention, windows, heads and vectors are none.
-
-    Args:
-        layout: of the tensor.
-        batch: size of the example's batch.
-    """
-    if layout is None or len(layout) < 3 or [p.source for p in layout[0].parts] != [0] or layout[0].size != batch:
+def as_map(layout: Layout | None) -> Map | None:
+    """The map that a tensor is, or None: attention, windows, heads and vectors are none."""
+    if layout is None or len(layout) < 3:
+        return None
+    batch = [part.source for part in layout[0].parts]
+    if batch.count(0) != 1 or min(batch) < 0 or not layout[0].whole:
         return None
     channels, axes, places, counts = [], [], [], []
     for i, axis in enumerate(layout[1:], 1):
@@ -145,10 +144,11 @@ def as_map(layout: Layout | None, batch: int) -> Map | None:
             places += axis.parts
         else:
             return None
-    sources = [part.source for part in places]
+    sources = [*batch, *(part.source for part in places)]
     if len(channels) != 1 or not places or len(set(sources)) != len(sources):
         return None
-    return Map(layout[channels[0]].size, channels[0], tuple(axes), tuple(places), tuple(counts))
+    stacked = tuple(part for part in layout[0].parts if part.source > 0)
+    return Map(layout[channels[0]].size, channels[0], tuple(axes), tuple(places), tuple(counts), stacked)
 
 
 def regroup(layout: Layout, shape: Sequence[int]) -> Layout | None:

@@ -1,5 +1,6 @@
 """One hook that takes one feature, and the way from a name to the module it hangs on."""
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmgl_losses import checks
-from mmgl_losses.networks.axes import Map
+from mmgl_losses.networks.axes import Map, Part
 from mmgl_losses.networks.recorder import tensors
 
 Selector = int | str | Callable[[Any], Tensor]
+Size = tuple[int, ...]
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
@@ -23,15 +25,18 @@ class Tap:
     It is an object, not a closure, so that it is copied and pickled with the module it hangs on.
     """
 
-    def __init__(self, name: str, selector: Selector | None) -> None:
+    def __init__(self, name: str, selector: Selector | None, call: int | None = None) -> None:
         self.name = name
         self.selector = selector
+        self.call = call
         self.open = False
         self.stop()
 
-    def start(self) -> None:
-        """Keep what comes from now on, in this pass."""
+    def start(self, image: Size = ()) -> None:
+        """Keep what comes from now on, in this pass on an `image` of this shape."""
         self.open = True
+        if isinstance(self.selector, Arranged):
+            self.selector.image = image
         self.task = _graph_task()
 
     def stop(self) -> None:
@@ -53,6 +58,8 @@ class Tap:
         if not self.open or self.task != _graph_task():
             return
         self.calls += 1
+        if self.call is not None and self.calls != self.call + 1:
+            return
         self.feature = one_tensor(self.name, select(self.name, output, self.selector), self.selector is not None)
         self.version = _version(self.feature)
         self.grad_mode = torch.is_grad_enabled()
@@ -65,7 +72,7 @@ class Tap:
         self.clear()
         if hung and not calls and self not in net.get_submodule(path)._forward_hooks.values():
             _replaced(self.name)
-        ran_once(self.name, calls)
+        ran_once(self.name, calls, self.call)
         assert feature is not None
         if _version(feature) != before:
             refuse_overwritten(self.name)
@@ -90,33 +97,35 @@ def _version(tensor: Tensor) -> int:
 class Arranged:
     """A selector that gives (B, C, *spatial), whatever the order of the axes: channels-last maps, and tokens."""
 
-    def __init__(self, name: str, selector: Selector | None, found: Map) -> None:
+    def __init__(self, name: str, selector: Selector | None, found: Map, example: Size) -> None:
         self.name = name
         self.selector = selector
         self.channel_axis = found.channel_axis
-        self.sizes = found.sizes
+        self.grids = found.grids
         self.order = found.order
+        self.example = example
+        self.image: Size = ()
 
     def __call__(self, output: Any) -> Tensor:
         """What the selector takes, its channels on the second axis and its places on axes of their own."""
         feature = one_tensor(self.name, select(self.name, output, self.selector), self.selector is not None)
         feature = feature.movedim(self.channel_axis, 1)
-        for axis, sizes in reversed(list(enumerate(self.sizes, 2))):
-            if len(sizes) > 1:
-                feature = feature.unflatten(axis, self._grid(feature.shape[axis], sizes))
+        for axis, grid in reversed(list(enumerate(self.grids, 2))):
+            if len(grid) > 1:
+                feature = feature.unflatten(axis, self._grid(feature.shape[axis], grid))
         return feature.permute(0, 1, *(2 + place for place in self.order))
 
-    def _grid(self, tokens: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """Rows and columns of so many tokens: those of the example, or of an image of the same shape."""
-        if tokens == math.prod(sizes):
-            return sizes
-        factor = (tokens / math.prod(sizes)) ** (1 / len(sizes))
-        grid = tuple(round(size * factor) for size in sizes)
-        if math.prod(grid) != tokens:
-            expected = f"the {tokens} tokens of {self.name!r} to be a grid like that of the example, {sizes}"
-            cure = "Tokens do not say how many rows they are: attach heads with an example of the images' shape."
-            raise ValueError(checks.message(expected, "a number that is none", cure))
-        return grid
+    def _grid(self, tokens: int, grid: tuple[Part, ...]) -> Size:
+        """Rows and columns of so many tokens: those of the example, as many times as the image has those of its own."""
+        image = self.image if len(self.image) == len(self.example) else self.example
+        pairs = [(part.size * image[part.source], self.example[part.source]) for part in grid]
+        floor, ceiling = ([new // old for new, old in pairs], [-(-new // old) for new, old in pairs])
+        found = {sizes for sizes in itertools.product(*zip(floor, ceiling, strict=True)) if math.prod(sizes) == tokens}
+        if len(found) == 1:
+            return found.pop()
+        expected = f"the {tokens} tokens of {self.name!r} to be a grid as fine as the example's, {tuple(floor)}"
+        cure = "Tokens do not say how many rows they are: attach heads with an example of the images' shape."
+        raise ValueError(checks.message(expected, f"{len(found)} that fit" if found else "a number that is none", cure))
 
 
 class Hooks:
@@ -177,6 +186,8 @@ def resolve(net: nn.Module, name: str) -> str:
         inside = "_orig_mod" in module._modules and i < len(parts)
         if inside or getattr(module, "_compiled_call_impl", None) is not None:
             _not_compiled(name, repr(".".join(parts[:i])) if i else "the network")
+        if isinstance(module, torch.jit.ScriptModule):
+            _not_scripted(name, repr(".".join(parts[:i])) if i else "the network")
     return path
 
 
@@ -211,13 +222,27 @@ def check_selectors(value: object, names: Collection[str]) -> Mapping[str, Any]:
     return value
 
 
-def ran_once(name: str, calls: int) -> None:
-    """A tapped module ran exactly once in a pass."""
-    if calls == 1:
+def check_calls(value: object, names: Collection[str]) -> Mapping[str, int]:
+    """A mapping from tapped names to the number of a call, from 0."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(checks.message("`calls` to be a mapping from names to numbers of calls", checks.typed(value)))
+    checks.known_names("a tapped module in `calls`", value, names)
+    return {name: checks.integer(f"calls[{name!r}]", call, least=0) for name, call in value.items()}
+
+
+def ran_once(name: str, calls: int, call: int | None = None) -> None:
+    """A tapped module ran exactly once in a pass, or often enough for the `call` to take."""
+    if calls == 1 if call is None else calls > call:
         return
+    if call is not None and calls:
+        expected = f"the tapped module {name!r} to run {call + 1} times in a forward pass, for `calls[{name!r}]={call}`"
+        raise ValueError(checks.message(expected, f"{calls} call" + "s" * (calls > 1), "Calls are counted from 0."))
     if calls:
         got = f"{calls} calls"
-        cure = "It is shared, or runs in a loop; tap a module around one of the calls, which runs once."
+        cure = "It is shared, or runs in a loop, or once more in training. Tap a module around one of the calls, which "
+        cure += f"runs once, or say which to take: `calls={{{name!r}: 0}}` is the first."
     else:
         got = "no call"
         cure = "The pass took another way (an option, training or eval mode), or the code was compiled before the tap."
@@ -268,6 +293,15 @@ def _selectable(name: str, value: object, selector: object) -> NoReturn:
     elif isinstance(value, (tuple, list)):
         got += f" of {len(value)}"
     raise ValueError(checks.message(f"the output of {name!r} to have {selector!r}", got))
+
+
+def _not_scripted(name: str, where: str) -> NoReturn:
+    """Refuse a tap on or inside `where`, a module that TorchScript runs."""
+    got = f"it in {where}, which is scripted"
+    cure = (
+        "TorchScript takes no hooks. Tap a module around it or behind it, or use the network as it is before scripting."
+    )
+    raise ValueError(checks.message(f"the module {name!r} to be one that Python runs", got, cure))
 
 
 def _not_compiled(name: str, where: str) -> NoReturn:

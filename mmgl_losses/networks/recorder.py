@@ -4,7 +4,7 @@ Tensors are not kept: of each one the shape and the axes are written down, and i
 network itself holds it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -84,14 +84,14 @@ class Trace:
     """What one pass left: nodes in the order in which they were made, calls in that in which they began.
 
     Attributes:
-        images: the nodes of the example's images.
+        image: the shape of the example's image, the largest if there are several.
         outputs: the nodes of the tensors that the network returned.
         writes: what was written in place: the memory, and the node from which on it holds something else.
     """
 
     nodes: list[Node] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
+    image: tuple[int, ...] = ()
     outputs: list[int] = field(default_factory=list)
     writes: list[tuple[int, int]] = field(default_factory=list)
 
@@ -114,9 +114,9 @@ class Recorder(TorchDispatchMode):
 
     def begin(self, tensors: Sequence[Tensor]) -> None:
         """Start from the tensors of the example; those with spatial axes are images."""
-        images = [t for t in tensors if t.ndim >= 3 and t.is_floating_point()]
-        main = max(images, key=lambda t: (t.ndim, t.numel()), default=None)
+        images, main = images_among(tensors)
         self._batch = len(main) if main is not None else 0
+        self.trace.image = tuple(main.shape) if main is not None else ()
         for tensor in tensors:
             axes = [Axis(size) for size in tensor.shape]
             if main is not None and any(tensor is image for image in images):
@@ -127,7 +127,6 @@ class Recorder(TorchDispatchMode):
                     Part(i, size, stride) for i, (size, stride) in enumerate(zip(tensor.shape, strides, strict=True))
                 ]
                 axes = [Axis(part.size, (part,)) for part in parts]
-                self.trace.images.append(len(self.trace.nodes))
             self._add(tensor, tuple(axes))
 
     def node(self, tensor: object) -> int | None:
@@ -214,7 +213,7 @@ class Recorder(TorchDispatchMode):
         storage: int = -1,
     ) -> Node:
         index = len(self.trace.nodes)
-        found = as_map(layout, self._batch)
+        found = as_map(layout)
         last = found or next((self.trace.nodes[i].last for i in carriers if self.trace.nodes[i].last), None)
         kinds = {} if op is None else {
             "weighted": op.weighted, "mixes": op.mixes, "product": op.product,
@@ -247,15 +246,36 @@ def _memory(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def tensors(value: object) -> Iterator[Tensor]:
-    """Every tensor in nested sequences, mappings and objects with attributes."""
+def images_among(tensors: Iterable[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+    """The tensors with spatial axes, and the largest of them."""
+    images = [t for t in tensors if t.ndim >= 3 and t.is_floating_point()]
+    main = images[0] if images else None
+    for image in images:  # the compiler does not know `max` with a key
+        if main is not None and (image.ndim, image.numel()) > (main.ndim, main.numel()):
+            main = image
+    return images, main
+
+
+def tensors(value: object, within: frozenset[int] = frozenset()) -> Iterator[Tensor]:
+    """Every tensor in nested sequences, mappings and objects with attributes; `within`: the objects around it."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors(item)
+        return
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.values()
     elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        yield from tensors(vars(value))
+        items = value
+    elif not isinstance(value, (nn.Module, type)) and id(value) not in within:
+        within |= {id(value)}
+        items = _attributes(value)
+    for item in items:
+        yield from tensors(item, within)
+
+
+def _attributes(value: object) -> list[object]:
+    """What an object holds, in slots and otherwise."""
+    slots = [kind.__dict__.get("__slots__", ()) for kind in type(value).__mro__]
+    names = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
+    held = [getattr(value, name) for name in names if hasattr(value, name)]
+    return held + list(getattr(value, "__dict__", {}).values())

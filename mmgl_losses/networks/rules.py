@@ -153,6 +153,18 @@ def _start(op: Operation, result: Tensor, place: int) -> int:
     return sum(other.shape[place] for other in before)
 
 
+def _picked(op: Operation, result: Tensor) -> Layout | None:
+    """Elements that are picked or repeated along an axis: other images of the batch, other channels."""
+    layout = op.layout(op.args[0])
+    if layout is None or len(layout) != result.ndim:
+        return None
+    op.carriers = [op.args[0]]
+    pairs = zip(layout, result.shape, strict=True)
+    return tuple(
+        axis if axis.size == size else Axis(size) if axis.spatial else axis.resized(size) for axis, size in pairs
+    )
+
+
 def _stack(op: Operation, result: Tensor) -> Layout | None:
     layout = next((found for t in _tensors(op.args) if (found := op.layout(t)) is not None), None)
     if layout is None:
@@ -283,6 +295,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(ENCODERS, _attend),
     **dict.fromkeys(("select", "unbind"), _select),
     **dict.fromkeys(CUTS, _cut),
+    **dict.fromkeys(("index", "index_select", "repeat", "repeat_interleave"), _picked),
     **dict.fromkeys(("convolution", "_convolution"), _convolve),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffle),
     "unsqueeze": _unsqueeze,

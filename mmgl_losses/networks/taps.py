@@ -10,14 +10,18 @@ from typing_extensions import Self
 
 from mmgl_losses import checks
 from mmgl_losses.networks.hooks import (
+    Arranged,
     Hooks,
     Selector,
+    Size,
     Tap,
+    check_calls,
     check_selectors,
     hook,
     resolve,
     tap_names,
 )
+from mmgl_losses.networks.recorder import images_among, tensors
 from mmgl_losses.networks.trace import network
 
 
@@ -33,6 +37,7 @@ class FeatureTaps:
         names: names of modules as in ``net.named_modules()``, or a mapping from names to selectors for modules that
             return more than a tensor: an index, a key, an attribute's name or a function of the output; None takes
             the output itself.
+        calls: for modules that run more than once in a pass, which call to take, from 0.
 
     Raises:
         ValueError: an unknown name, a module in compiled code; from `read`: a module that did not run, ran
@@ -49,11 +54,18 @@ class FeatureTaps:
         torch.Size([2, 4, 6, 6])
     """
 
-    def __init__(self, net: nn.Module, names: Iterable[str] | Mapping[str, Selector | None]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        names: Iterable[str] | Mapping[str, Selector | None],
+        *,
+        calls: Mapping[str, int] | None = None,
+    ) -> None:
         self._net = network("net", net)
         selectors = tap_names(names)
+        calls = check_calls(calls, selectors)
         self._paths = {name: resolve(net, name) for name in selectors}
-        self._taps = {name: Tap(name, selector) for name, selector in selectors.items()}
+        self._taps = {name: Tap(name, selector, calls.get(name)) for name, selector in selectors.items()}
         self._hooks = Hooks([])
 
     def __enter__(self) -> Self:
@@ -112,6 +124,7 @@ class TappedModel(nn.Module):
         output: False leaves the network's output out: None in its place.
         selectors: for modules that return more than a tensor, what to take: an index, a key, an attribute's name or
             a function of the output.
+        calls: for modules that run more than once in a pass, which call to take, from 0.
 
     Shape:
         The arguments of `net` -> ``(output of net, {name: head(feature)})``. MONAI's sliding window and evaluators want
@@ -138,14 +151,15 @@ class TappedModel(nn.Module):
         *,
         output: bool = True,
         selectors: Mapping[str, Selector] | None = None,
+        calls: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.net = network("net", net)
         self.output = checks.flag("output", output)
         check_heads(heads)
-        selectors = check_selectors(selectors, heads)
+        selectors, calls = check_selectors(selectors, heads), check_calls(calls, heads)
         self._paths = {name: resolve(net, name) for name in heads}
-        self._taps = {name: Tap(name, selectors.get(name)) for name in heads}
+        self._taps = {name: Tap(name, selectors.get(name), calls.get(name)) for name in heads}
         self._keys = {name: head_key(name) for name in heads}
         self.heads = nn.ModuleDict({self._keys[name]: network(name, head) for name, head in heads.items()})
         self._hooks = Hooks(hook(net, self._paths, self._taps))
@@ -156,8 +170,9 @@ class TappedModel(nn.Module):
         _not_a_replica(self)
         if self._closed:
             _refuse_closed()
+        image = self._image(args, kwargs)
         for tap in self._taps.values():
-            tap.start()
+            tap.start(image)
         try:
             output = self.net(*args, **kwargs)
             features = {name: tap.take(self.net, self._paths[name], hung=True) for name, tap in self._taps.items()}
@@ -168,6 +183,13 @@ class TappedModel(nn.Module):
         output = output if self.output else None
         # An exported program is saved without classes.
         return (output, embeddings) if torch.compiler.is_exporting() else Tapped(output, embeddings)
+
+    def _image(self, args: Any, kwargs: Any) -> Size:
+        """The shape of the image, where tokens are arranged by it."""
+        if not any(isinstance(tap.selector, Arranged) for tap in self._taps.values()):
+            return ()
+        _, image = images_among(tensors((args, kwargs)))
+        return () if image is None else tuple(image.shape)
 
     if TYPE_CHECKING:
 

@@ -8,7 +8,7 @@ import random
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -143,12 +143,7 @@ def _unchanged(net: nn.Module, *, hooks: bool) -> Iterator[None]:
     states = [
         (vars(module), dict(vars(module))) for module in modules if not isinstance(module, torch.jit.ScriptModule)
     ]
-    contents = [
-        (value, copy.copy(value))
-        for _, kept in states
-        for value in kept.values()
-        if type(value) in (dict, OrderedDict, list, set)
-    ]
+    contents = [(value, copy.copy(value)) for _, kept in states for value in _containers(kept.values())]
     try:
         for module in modules:
             module.training = False
@@ -168,6 +163,17 @@ def _unchanged(net: nn.Module, *, hooks: bool) -> Iterator[None]:
             for buffer, kept, version in buffers:
                 if buffer._version != version:
                     buffer.copy_(kept)
+
+
+def _containers(values: Iterable[object]) -> Iterator[Any]:
+    """Every list, set and dictionary among values, and in those."""
+    seen, todo = set(), list(values)
+    while todo:
+        value = todo.pop()
+        if type(value) in (dict, OrderedDict, list, set) and id(value) not in seen:
+            seen.add(id(value))
+            todo += value.values() if isinstance(value, dict) else value  # pyright: ignore[reportOperatorIssue]
+            yield value
 
 
 def _uncompiled(net: nn.Module) -> AbstractContextManager[Any]:

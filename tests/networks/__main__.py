@@ -30,7 +30,8 @@ move the weights; and the plain `state_dict` must go back into a fresh network, 
 
 A stage is written stride:channels, such as `2x4x4:12`. No decoder means that no layer makes features finer than the
 coarsest ones: such networks interpolate their logits, or have none. *Reported*: the stages that were found are right,
-and the report says which others exist, and why they cannot be tapped as they are.
+and the report says which others exist, and why they cannot be tapped as they are. *Calls*: in training, modules run once
+more for another branch, and `calls` says which call the heads take.
 
 **{passed} of {count} pass.** {failures}
 
@@ -91,7 +92,7 @@ def page(trials: dict[str, Trial]) -> str:
         threads=torch.get_num_threads(),
         rows="\n".join(
             f"| {name} | {trial.encoder or 'none'} | {trial.decoder or 'none'} | "
-            f"{'**fails**' if trial.problems else 'passes'}{', reported' if trial.reported else ''} |"
+            f"{'**fails**' if trial.problems else 'passes'}{', reported' if trial.reported else ''}{', calls' if ZOO[name].calls else ''} |"
             for name, trial in trials.items()
         ),
     )

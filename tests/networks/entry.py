@@ -1,7 +1,7 @@
 """A network, and the stages a person would choose in it, written down before anything looked for them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Entry:
         size: of the image.
         channels: of the image.
         logits: what a segmentation loss is given, from the output in training; None where the output is no map.
+        calls: for modules that run once more in training, which call to take.
         revised: why the expectation is no longer the first one that was written down; shown with the results.
     """
 
@@ -35,6 +36,7 @@ class Entry:
     size: tuple[int, ...] = (32, 32)
     channels: int = 1
     logits: Callable[[Any], torch.Tensor] | None = lambda output: output
+    calls: Mapping[str, int] = field(default_factory=dict)
     revised: str = ""
 
     def image(self, batch: int = 2) -> torch.Tensor:

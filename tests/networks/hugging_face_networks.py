@@ -171,6 +171,9 @@ HUGGING_FACE = {
         model("MaskFormerForInstanceSegmentation", maskformer), "2:8 4:8 8:16 16:24 32:32", "16:32 8:32 4:32", **QUERIES
     ),
     "HF Mask2Former": Entry(
-        model("Mask2FormerForUniversalSegmentation", mask2former), "4:8 8:16 16:32 32:64", "4:32", **QUERIES
+        model("Mask2FormerForUniversalSegmentation", mask2former),
+        tuple(f"model.pixel_level_module.encoder.hidden_states_norms.stage{i}" for i in range(1, 5)),
+        ("model.pixel_level_module.decoder.mask_projection",),
+        **QUERIES,
     ),
 }

@@ -108,6 +108,7 @@ MONAI = {
         names("up_layers.{}", 3),
         ("conv_final",),
         logits=lambda output: output[0],
+        calls=dict.fromkeys(names("up_layers.{}", 3), 0),
     ),
     "MONAI SegResNetDS, deep supervision": Entry(
         monai("SegResNetDS", 2, 8, 1, 3, blocks_down=(1, 2, 2), dsdepth=2),

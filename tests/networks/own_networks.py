@@ -258,7 +258,14 @@ OWN = {
         (16, 17, 19),
     ),
     "functional": Entry(Functional, ("e1", "e2", "e3", "bottom"), ("d3", "d2", "d1"), ("out",)),
-    "flat": Entry(Flat, ("norm1", "norm2", "conv3"), ("join2", "join1"), ("out",), logits=None),
+    "flat": Entry(
+        Flat,
+        ("norm1", "norm2", "conv3"),
+        ("join2", "join1"),
+        ("out",),
+        logits=None,
+        revised="`sigmoid` was expected in the output too; the output is named by the last layers with weights.",
+    ),
     "two parts": Entry(TwoPart, names("encoder.{}", 3), names("decoder.{}", 3), ("head",)),
     "one block shared by all levels": Entry(Shared, "1:8 2:8 4:8", "2:8 1:8", ("out",)),
     "lists of modules, a dictionary out": Entry(

@@ -61,14 +61,14 @@ def try_network(entry: Entry) -> Trial:
     with trial.step("the pasted calls"):
         _paste(stages, net, images[:2])
     with trial.step("global contrast"):
-        _train(trial, net, images, dict.fromkeys(stages.encoder[-3:], GlobalHead), lambda _, z: _global(z))
+        _train(trial, entry, net, images, dict.fromkeys(stages.encoder[-3:], GlobalHead), lambda _, z: _global(z))
     spatial = _growing(stages)
     with trial.step("local contrast"):
         heads = dict.fromkeys(spatial[-3:], partial(LocalHead, stride=1))
-        _train(trial, net, images, heads, lambda _, z: _local(z, labels))
+        _train(trial, entry, net, images, heads, lambda _, z: _local(z, labels))
     with trial.step("deep supervision"):
         heads = dict.fromkeys(spatial[-3:], partial(SegmentationHead, out_channels=CLASSES))
-        _train(trial, net, images, heads, lambda output, z: _dice(entry, output, z, labels))
+        _train(trial, entry, net, images, heads, lambda output, z: _dice(entry, output, z, labels))
     with trial.step("giving the weights back"):
         trial.check(list(net.state_dict()) == keys, "the state_dict has other keys")
         fresh = entry.make()
@@ -123,13 +123,19 @@ def _growing(stages: Stages) -> list[str]:
 
 
 def _train(
-    trial: Trial, net: nn.Module, images: Tensor, heads: dict, loss: Callable[[object, dict[str, Tensor]], Tensor]
+    trial: Trial,
+    entry: Entry,
+    net: nn.Module,
+    images: Tensor,
+    heads: dict,
+    loss: Callable[[object, dict[str, Tensor]], Tensor],
 ) -> None:
     """One step of training through heads on the network."""
     if not heads:
         return
     net.train()
-    tapped: TappedModel = attach_heads(net, images[:2], heads)
+    calls = {name: call for name, call in entry.calls.items() if name in heads}
+    tapped: TappedModel = attach_heads(net, images[:2], heads, calls=calls)
     optimiser = torch.optim.SGD(tapped.parameters(), lr=0.1)
     value = loss(*tapped(images))
     value.backward()

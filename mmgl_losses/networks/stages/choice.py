@@ -104,7 +104,13 @@ class Chooser:
             return source
         if skips:
             return max(skips)
-        return self._left([i for i in before if self.graph.levels[i] == level and self._map(i)])
+        last = self._left([i for i in before if self.graph.levels[i] == level and self._map(i)])
+        # A decoder of tokens takes the levels one behind the other: no skip, but a lateral path.
+        for i in sorted(self.graph.useful - before - self.path.after):
+            if self.nodes[i].weighted and self.graph.levels[i] == level and self._source(i, level) == last:
+                self.normalised[last] = self._normalised(last, i)
+                break
+        return last
 
     def _normalised(self, source: int, skip: int) -> list[int]:
         """The nodes between a map and the layer of its lateral path: normalisations and reshapes."""
@@ -191,9 +197,17 @@ class Chooser:
             return False  # a pyramid at the bottom, in the module of the decoder, is the bottleneck
         if any(call.holds(i) and i not in call.returned for i in self.lasts if i not in own):
             return False  # other stages end in there
+        leaving = (i for i in range(call.start, call.end) if self.graph.levels[i] == level and self._leaves(i, call))
+        if not floor and any(leaving):
+            return False  # it gives this level to the decoder, and the next level beside it
         inputs = {i for node in nodes for i in self.graph.inputs(node) if i < call.start}
         entering = [i for i in inputs if self.graph.levels[i] is not None]
         return len(entering) == 1 and entering[0] in own and self._stands(entering[0], own[0])
+
+    def _leaves(self, node: int, call: Call) -> bool:
+        """The node is taken behind the call by what leads to an end."""
+        useful = self.graph.useful
+        return node in useful and any(i >= call.end and i in useful for i in self.consumers.get(node, ()))
 
     def _stands(self, node: int, first: int) -> bool:
         """A module with weights returns the node, or layers on this level made it."""
@@ -274,7 +288,7 @@ class Chooser:
             calls = [call for call in self.returning.get(index, ()) if call.holds(index)]
             calls = [call for call in calls if call.name and not any(call.holds(other) for other in others)]
             usable = [call for call in calls if not self.obstacle(call)]
-            if usable and self._map(index):
+            if usable:
                 call = usable[0]
                 return Choice(role, index, call, (why or "no module returns it") if crossed else "")
             if calls and not why:
@@ -299,11 +313,14 @@ class Chooser:
         if call.output is None:
             return f"returns {call.kind}, from which a selector can take it"
         if self.runs[call.name] > 1:
-            return f"runs {self.runs[call.name]} times"
+            return f"runs {self.runs[call.name]} times, of which `calls` can take one"
         if self.trace.overwritten(call.output, call.end):
             return "is overwritten in place after it returned"
         if not call.floating:
             return "returns no floating-point numbers"
+        if not self._map(call.output):
+            pieces = any(axis.pieces for axis in self.nodes[call.output].layout)
+            return "returns tokens behind others, which a selector can take off" if pieces else "returns no map"
         return ""
 
     def _outputs(self, stages: Collection[int]) -> list[tuple[int, Call]]:

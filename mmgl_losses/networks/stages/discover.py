@@ -44,7 +44,7 @@ class Stages:
         """The table, and the calls to paste."""
         parts = [table(self.rows)] if self.rows else []
         if not self.rows and not self.untapped:
-            parts.append("No stages: nothing that the network returns descends from a feature map with spatial axes.")
+            parts.append("No stages: no map (B, C, *spatial) was found on the way to what the network returns.")
         elif not self.encoder and not self.untapped:
             parts.append("No encoder: no module returns a feature map before the coarsest one.")
         elif not self.decoder and not any(line.startswith("decoder") for line in self.untapped):
