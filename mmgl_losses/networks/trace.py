@@ -61,7 +61,7 @@ def _record(net: nn.Module, args: Any, named: Any, look: Look | None, *, hooks: 
         warnings.simplefilter("ignore")  # what the network has to say, it says in a pass of the user's own
         args, named = _copied(args), _copied(named)
         recorder.begin(list(tensors((args, named))))
-        stack.enter_context(_calls(net, recorder, look))
+        _write_down_calls(net, recorder, look)
         with recorder:
             output = net(*args, **named)
         nodes = [recorder.node(tensor) for tensor in tensors(output)]
@@ -96,11 +96,10 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if type(value) is list else value
 
 
-@contextmanager
-def _calls(net: nn.Module, recorder: Recorder, look: Look | None) -> Iterator[None]:
-    """Write down the calls of modules, by hooks that are taken off again."""
+def _write_down_calls(net: nn.Module, recorder: Recorder, look: Look | None) -> None:
+    """Write down the calls of modules, by hooks; they go when `_unchanged` puts everything back."""
     names = {module: name for name, module in net.named_modules()}
-    trace, running, handles = recorder.trace, [], []
+    trace, running = recorder.trace, []
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
         running.append(Call(names[module], module, len(trace.nodes)))
@@ -122,16 +121,10 @@ def _calls(net: nn.Module, recorder: Recorder, look: Look | None) -> Iterator[No
         if look is not None:
             call.seen = look(call, output, recorder)
 
-    try:
-        for module in names:
-            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
-                continue
-            handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(after))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    for module in names:
+        if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(after)
 
 
 @contextmanager
