@@ -49,6 +49,13 @@ def choice(name: str, value: object, options: Collection[int]) -> None:
         raise ValueError(message(wanted, repr(value)))
 
 
+def _plain(value: object) -> object:
+    """A number of numpy, or a tensor or array of no axes, as a number of Python; anything else as it is."""
+    if getattr(value, "ndim", None) != 0 or (isinstance(value, Tensor) and value.dtype == torch.bool):
+        return value
+    return value.item()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def number(
     name: str, value: object, *, least: float = -math.inf, most: float = math.inf, above: float = -math.inf
 ) -> float:
@@ -56,8 +63,7 @@ def number(
 
     Only comparisons: a number that changes between calls of compiled code is a symbol, which `math.isfinite` refuses.
     """
-    if isinstance(value, Tensor) and not value.ndim and value.dtype != torch.bool:
-        value = value.item()
+    value = _plain(value)
     real = isinstance(value, (int, float, Real))
     if real and not isinstance(value, bool):
         checked = value if isinstance(value, (int, float)) else float(value)  # pyright: ignore[reportArgumentType]
@@ -77,8 +83,7 @@ def number(
 
 def integer(name: str, value: object, *, least: int | None = None) -> int:
     """`value` is an integer (not a bool) of at least `least`, as a Python int; one of numpy or a 0-d tensor will do."""
-    if isinstance(value, Tensor) and not value.ndim and value.dtype != torch.bool:
-        value = value.item()
+    value = _plain(value)
     whole = isinstance(value, (int, Integral))
     if whole and not isinstance(value, bool):
         checked = value if isinstance(value, int) else int(value)  # pyright: ignore[reportArgumentType]

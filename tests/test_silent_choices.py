@@ -1,5 +1,6 @@
 """What people do around a loss: what is certain is taken, what is doubtful is said once, what has no effect is refused."""
 
+import re
 import warnings
 
 import numpy as np
@@ -65,7 +66,37 @@ def test_weights_and_instances_as_people_have_them():
     for weights in (np.array([0.25, 0.75]), torch.tensor([0.25, 0.75]), [0.25, 0.75]):
         assert DeepSupervisionDice(weights=weights)(levels, Y) == wanted(levels, Y)
         assert DeepSupervisionDice(weights=weights).weights == (0.25, 0.75)
-    assert global_contrast(E, [0, 1, 0, 1]) == global_contrast(E, torch.tensor([0, 1, 0, 1]))
+    wanted = global_contrast(E, torch.tensor([0, 1, 0, 1]))
+    for instances in ([0, 1, 0, 1], (0, 1, 0, 1), np.array([0, 1, 0, 1]), [np.int64(0), torch.tensor(1), 0, 1]):
+        assert global_contrast(E, instances) == wanted
+    wanted = local_supcon(X, Y, torch.tensor([5, 5]), pairs="augmentations")
+    for instances in ([5, 5], np.array([5, 5]), [np.int64(5), torch.tensor(5)]):
+        assert local_supcon(X, Y, instances, pairs="augmentations") == wanted
+
+
+@pytest.mark.parametrize("kind", [MultiScaleGlobalContrast, MultiScaleLocalSupCon])
+def test_a_temperature_that_is_not_trained_is_a_number(kind):
+    for temperature in (torch.tensor(0.25), np.array(0.25), np.float32(0.25)):
+        assert kind(weights=(1.0,), temperature=temperature).options.temperature == 0.25
+
+
+@pytest.mark.parametrize("float_labels", [False, True])
+def test_labels_with_their_channels_last(float_labels):
+    classes, one = torch.nn.functional.one_hot(Y), Y[..., None]
+    for labels, cure in ((classes, "argmax(-1)"), (one, f"squeeze(-1){'.long()' * float_labels}")):
+        with pytest.raises((TypeError, ValueError), match=re.escape(f"with `labels.{cure}`.")) as error:
+            local_supcon(X, labels.float() if float_labels else labels)
+        mended = eval(str(error.value).split("`")[-2], {"labels": labels})
+        assert torch.equal(mended, Y)
+
+
+def test_labels_between_classes_are_not_cut_down():
+    mixed = torch.nn.functional.interpolate(Y[:, None].float(), scale_factor=2, mode="bilinear")
+    for labels in (mixed, mixed[:, 0]):
+        with pytest.raises(
+            TypeError, match=r"torch.float32 that holds .*\. Labels are class indices; resample .*nearest"
+        ):
+            local_supcon(X, labels)
 
 
 @pytest.mark.parametrize("kind", [MetaTensor, type("Marked", (torch.Tensor,), {})])

@@ -20,7 +20,7 @@ from mmgl_losses.losses.levels import (
     MultiScale,
     Weights,
     as_tensor,
-    check_fixed_temperature,
+    fixed_temperature,
     settle,
     weighted_sum,
 )
@@ -143,7 +143,7 @@ class MultiScaleGlobalContrast(MultiScale):
         impl: contrast.Impl = "auto",
         gather: bool = False,
     ) -> None:
-        check_fixed_temperature(temperature)
+        temperature = fixed_temperature(temperature)
         options = GlobalOptions(temperature=temperature, formula=formula, tolerance=tolerance, impl=impl, gather=gather)
         super().__init__(weights, options)
 

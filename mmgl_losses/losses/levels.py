@@ -89,18 +89,32 @@ def weighted_sum(losses: Tensor, weights: Sequence[float]) -> Tensor:
     return torch.dot(losses, vector(weights, losses))
 
 
-def check_fixed_temperature(value: object) -> None:
-    """A loss module has no parameters, so it would never train a temperature that is a tensor."""
-    if isinstance(value, Tensor):
+def fixed_temperature(value: Any) -> Any:
+    """The temperature of a loss module, which has no parameters, so that it would never train one."""
+    if isinstance(value, Tensor) and value.requires_grad:
         cure = "A loss module has no parameters; to train a temperature, give it to `functional`."
         raise TypeError(message("`temperature` to be a finite number above 0", "a tensor", cure))
+    return value.item() if isinstance(value, Tensor) and not value.ndim else value
 
 
 def as_tensor(name: str, value: object, like: Tensor) -> Tensor:
-    """A tensor as it is; a list or tuple of numbers as one beside `like`."""
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, (int, float)) for item in value):
-        return torch.tensor(value, device=like.device)
-    return checks.tensor(name, value)
+    """A tensor as it is; a sequence of numbers, or an array of numpy, as one beside `like`."""
+    if isinstance(value, Tensor):
+        return checks.tensor(name, value)
+    numbers = listed(value)
+    if numbers and all(isinstance(item, (int, float)) for item in numbers):
+        return torch.tensor(numbers, device=like.device)
+    expected = f"`{name}` to be a tensor or a sequence of numbers, one for each row"
+    named = bool(numbers) and all(isinstance(item, str) for item in numbers)
+    raise TypeError(message(expected, typed(value), "Number the names from 0 on." if named else ""))
+
+
+def listed(value: object) -> list[Any] | None:
+    """A sequence of numbers as a list, with Python's numbers in place of those of numpy and of 0-d tensors."""
+    items = value.tolist() if hasattr(value, "tolist") else value  # pyright: ignore[reportAttributeAccessIssue]
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        return None
+    return [item.item() if getattr(item, "ndim", None) == 0 else item for item in items]
 
 
 def check_labels(labels: object, features: Tensor, name: str) -> Tensor:
@@ -112,13 +126,15 @@ def check_labels(labels: object, features: Tensor, name: str) -> Tensor:
     batch, dims = features.shape[0], features.ndim - 2
     whole = not (checked.is_floating_point() or checked.is_complex() or checked.dtype == torch.bool)
     if not whole:
-        expected, cure = "`labels` to be an integer tensor", _cure_of_labels(checked, dims)
-        raise TypeError(
-            message(expected, f"type {checked.dtype}", f"Labels are class indices; convert them with {cure}.")
-        )
+        got, cure = f"type {checked.dtype}", f"convert them with {_cure_of_labels(checked, features)}."
+        one = checked.ndim == dims + 1 or 1 in (checked.shape[1], checked.shape[-1])  # not one for each class
+        if one and checked.is_floating_point() and checks.readable(checked) and (checked % 1).any():
+            got += f" that holds {checked[checked % 1 != 0][0].item():g}"
+            cure = 'resample and augment them with the nearest neighbour, `mode="nearest"`.'
+        raise TypeError(message("`labels` to be an integer tensor", got, f"Labels are class indices; {cure}"))
     if checked.ndim != dims + 1 or checked.shape[0] != batch:
         fits = checked.ndim == dims + 2 and checked.shape[0] == batch
-        cure = f"Remove the channel axis with {_cure_of_labels(checked, dims)}." if fits else ""
+        cure = f"Remove the channel axis with {_cure_of_labels(checked, features)}." if fits else ""
         spatial = "".join(f", {'HWD'[i] if dims <= 3 else f'S{i}'}" for i in range(dims))
         expected = f"`labels` of shape ({batch}{spatial}) for `{name}` of shape {checks.shape(features)}"
         raise ValueError(message(expected, checks.shape(checked), cure))
@@ -129,12 +145,21 @@ def check_labels(labels: object, features: Tensor, name: str) -> Tensor:
     return checked.long()
 
 
-def _cure_of_labels(labels: Tensor, dims: int) -> str:
+def _cure_of_labels(labels: Tensor, features: Tensor) -> str:
     """The one line that makes labels (B, *spatial) of class indices of what was given."""
-    if labels.ndim != dims + 2:
+    if labels.ndim != features.ndim:
         return "`.long()`"
-    axis = "`labels.squeeze(1)" if labels.shape[1] == 1 else "`labels.argmax(1)"  # one channel, or one for each class
-    return f"{axis}{'.long()' if labels.is_floating_point() and labels.shape[1] == 1 else ''}`"
+    first, last = (_misfit(sizes, features) for sizes in (labels.shape[2:], labels.shape[1:-1]))
+    axis = -1 if last < first else 1
+    if labels.shape[axis] > 1:  # one channel for each class
+        return f"`labels.argmax({axis})`"
+    return f"`labels.squeeze({axis}){'.long()' if labels.is_floating_point() else ''}`"
+
+
+def _misfit(sizes: Sequence[int], features: Tensor) -> float:
+    """How far apart the factors between both sizes are, over the axes."""
+    factors = [math.log(max(full, 1) / size) for full, size in zip(sizes, features.shape[2:], strict=True)]
+    return max(factors) - min(factors)
 
 
 def _check_axes(labels: Tensor, features: Tensor, name: str) -> None:
@@ -142,13 +167,9 @@ def _check_axes(labels: Tensor, features: Tensor, name: str) -> None:
     if torch.compiler.is_compiling():
         return  # sizes may be symbols there, and each comparison would be a reason to compile anew
 
-    def misfit(sizes: Sequence[int]) -> float:
-        """How far apart the factors between both sizes are, over the axes."""
-        factors = [math.log(full / size) for full, size in zip(sizes, features.shape[2:], strict=True)]
-        return max(factors) - min(factors)
-
-    given = misfit(labels.shape[1:])
-    if given > 0.15 and min(map(misfit, permutations(labels.shape[1:]))) < given / 2:
+    given = _misfit(labels.shape[1:], features)
+    orders = permutations(labels.shape[1:])
+    if given > 0.15 and min(_misfit(sizes, features) for sizes in orders) < given / 2:
         expected = f"`labels` as large along each axis as `{name}` of shape {checks.shape(features)}, by one factor"
         raise ValueError(message(expected, checks.shape(labels), "Are its axes in another order?"))
 

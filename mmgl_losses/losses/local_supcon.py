@@ -18,8 +18,9 @@ from mmgl_losses.losses.levels import (
     Levels,
     MultiScale,
     Weights,
-    check_fixed_temperature,
     check_labels,
+    fixed_temperature,
+    listed,
     settle,
     weighted_sum,
 )
@@ -114,7 +115,8 @@ def local_supcon(
         ignore_index: points of this label take no part, whatever their features hold.
         stride: keep every n-th point of each axis; for features that do not come from a `LocalHead`, which does it.
         sampling: which point of each stride's cell: on the ``"grid"``, or ``"foreground"``: the one with the label
-            that is rarest in the image, so that no small structure is lost between the points of the grid.
+            that is rarest in the image, so that no small structure is lost between the points of the grid; of two
+            that lie in one cell only, the rarer one is kept.
         impl: of `pair_logsumexp`.
         gather: over all processes, with the exact gradient (see `mmgl_losses.distributed`): with ``pairs="batch"``
             points are compared with those of every process; otherwise no point travels, and the mean over images is
@@ -159,7 +161,7 @@ class MultiScaleLocalSupCon(MultiScale):
         background_index: the label of the background.
         ignore_index: points of this label take no part.
         stride: keep every n-th point; 1 for features of a `LocalHead`, which samples itself.
-        sampling: ``"grid"``, or ``"foreground"``: no small structure is lost between the points of the grid.
+        sampling: ``"grid"``, or ``"foreground"``: the rarest label of each cell, so that small structures stay.
         impl: of `pair_logsumexp`.
         gather: over all processes, with the exact gradient; see `functional.local_supcon`.
 
@@ -190,7 +192,7 @@ class MultiScaleLocalSupCon(MultiScale):
         impl: contrast.Impl = "auto",
         gather: bool = False,
     ) -> None:
-        check_fixed_temperature(temperature)
+        temperature = fixed_temperature(temperature)
         options = LocalOptions(
             temperature=temperature, formula=formula, pairs=pairs, background=background,
             background_index=background_index, ignore_index=ignore_index, stride=stride, sampling=sampling,
@@ -333,9 +335,9 @@ def _images(instances: Instances, batch: int) -> list[list[int]]:
             raise ValueError(message("an even batch", batch, cure))
         return [[i, i + batch // 2] for i in range(batch // 2)]
     expected = f"`instances` to be a tensor or sequence of {batch} integers, one for each row"
-    if not isinstance(instances, (Tensor, Sequence)) or isinstance(instances, str):
+    values = listed(instances.flatten() if isinstance(instances, Tensor) else instances)
+    if values is None:
         raise TypeError(message(expected, typed(instances)))
-    values = instances.flatten().tolist() if isinstance(instances, Tensor) else list(instances)
     if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
         raise TypeError(message(expected, values[:5]))
     if len(values) != batch or (isinstance(instances, Tensor) and instances.ndim != 1):
