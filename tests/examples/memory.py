@@ -57,7 +57,7 @@ def main() -> int:
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "examples.mmwhs", *words], check=True)
         took = time.perf_counter() - began
-        assert nib.load(labels).shape == SHAPE
+        assert nib.load(labels).shape == SHAPE  # pyright: ignore[reportAttributeAccessIssue]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     size = " x ".join(map(str, SHAPE))
     print(f"predict, {size} voxels, {CLASSES} classes: {peak / 1e9:.2f} GB, {took:.0f} s")

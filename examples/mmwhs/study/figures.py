@@ -151,7 +151,7 @@ def draw_overlay(
         overlays = [None, first[f"{case}/truth"], *(shown[f"{case}/prediction"] for shown in pictures.values())]
         for axis, overlay in zip(row, overlays, strict=True):
             _show(axis, image, overlay, aspect, plane, shades)
-        row[0].set_ylabel(f"{_wrapped(case, 20)}\nslice {int(first[f'{case}/slice'])}", fontsize=8)
+        row[0].set_ylabel(f"{_wrapped(case, 28)}\nslice {int(first[f'{case}/slice'])}", fontsize=8)
         for axis, method in zip(row[2:], pictures, strict=True):
             mean = dice[method].get(case)
             axis.set_xlabel(f"Dice of the volume {'–' if mean is None else f'{mean:.2f}'}", fontsize=8)

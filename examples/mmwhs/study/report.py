@@ -210,7 +210,8 @@ def mean_curves(grid: Grid, count: str) -> dict[str, dict[tuple[str, str], list[
 
 def overlay(path: Path, grid: Grid, counts: Sequence[str], pictures: Path) -> tuple[str, int] | None:
     """Draws image, truth and predictions for the seed that has most of the methods; gives what it shows."""
-    names = list(dict.fromkeys(name for name in (*SHOWN, *grid.methods) if name in grid.methods))[: len(SHOWN)]
+    wanted = list(dict.fromkeys(name for name in (*SHOWN, *grid.methods) if name in grid.methods))[: len(SHOWN)]
+    names = [name for name in grid.methods if name in wanted]
     found: dict[tuple[str, int], dict[str, Path]] = {}
     for count in counts:
         for name in names:

@@ -28,7 +28,7 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
-def build(part: Part, kind: str, classes: int, *args: Any) -> nn.Module:
+def build(part: Part, kind: plugins.Kind, classes: int, *args: Any) -> nn.Module:
     """A head or a loss by its name, with ``"classes"`` among its options replaced by their number."""
     options = {key: classes if value == "classes" else value for key, value in part.options.items()}
     return plugins.create(kind, part.name, *args, **options)
