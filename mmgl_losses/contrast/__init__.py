@@ -12,7 +12,8 @@ from mmgl_losses.contrast.arguments import pose as pose
 from mmgl_losses.contrast.arguments import select as select
 from mmgl_losses.contrast.engines import Impl as Impl
 from mmgl_losses.contrast.engines import check_impl as check_impl
-from mmgl_losses.contrast.problem import Problem
+from mmgl_losses.contrast.means import mean_losses as mean_losses
+from mmgl_losses.contrast.problem import Problem as Problem
 from mmgl_losses.contrast.unit import widened as widened
 
 __all__ = ["PairLogSumExp", "PairTerms", "pair_logsumexp", "pair_terms"]
@@ -191,6 +192,7 @@ def pair_terms(
 
 def terms(problem: Problem, impl: str) -> PairTerms:
     """The terms (G, N) of a problem that is checked."""
+    problem = problem.widened()
     positives, negatives, total, *counts = operation.contrast(problem, impl)
     if problem.unit:  # a constant; what has no direction or is not finite has 0 or NaN, as the sum has it there
         largest = problem.anchors.abs().amax(-1)
