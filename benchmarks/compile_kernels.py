@@ -86,10 +86,10 @@ def recorders(uses: list[Use], arch: int) -> Iterator[None]:
 
     from mmgl_losses.contrast.fused import plan
 
+    modules = {name: importlib.import_module(f"{PACKAGE}.{name}") for name in MODULES}  # all, before any is changed
     with ExitStack() as stack:
         stack.enter_context(patch.object(plan, "major_of", lambda device: arch // 10))
-        for module in MODULES:
-            found = importlib.import_module(f"{PACKAGE}.{module}")
+        for module, found in modules.items():
             own = [name for name, x in vars(found).items() if isinstance(x, triton.JITFunction)]
             for name in own:
                 stack.enter_context(patch.object(found, name, Recorder(f"{module}.{name}", uses)))
