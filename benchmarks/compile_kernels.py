@@ -21,6 +21,7 @@ import time
 import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 ARCHITECTURES = 80, 90, 100
 SHARED = {80: 164, 90: 228, 100: 228}  # KiB of a multiprocessor; each block takes 1 KiB more than it asks for
 PACKAGE = "mmgl_losses.contrast.fused"
+MODULES = "arrange_kernels", "forward_kernels", "finish_kernels", "backward_kernels"
 DTYPES = "bfloat16", "float16", "float32"
 WIDTHS = 16, 32, 64, 128, 256
 USUAL = "same"  # the kind of problem that every type and width is compiled for, where not all are
@@ -69,39 +71,58 @@ class Recorder:
         """Note it."""
         import torch
 
-        kinds = tuple(str(x.dtype)[6:] if isinstance(x, torch.Tensor) else x for x in arguments)
+        kinds = tuple(
+            str(x.dtype)[6:] if isinstance(x, torch.Tensor) else 0.5 if isinstance(x, float) else x for x in arguments
+        )
         self.uses.append(Use(self.name, kinds, options))
 
 
+@contextmanager
+def recorders(uses: list[Use], arch: int) -> Iterator[None]:
+    """In place of the kernels stand recorders; the device is of an architecture."""
+    from unittest.mock import patch
+
+    import triton
+
+    from mmgl_losses.contrast.fused import plan
+
+    modules = {name: importlib.import_module(f"{PACKAGE}.{name}") for name in MODULES}  # all, before any is changed
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(plan, "major_of", lambda device: arch // 10))
+        for module, found in modules.items():
+            own = [name for name, x in vars(found).items() if isinstance(x, triton.JITFunction)]
+            for name in own:
+                stack.enter_context(patch.object(found, name, Recorder(f"{module}.{name}", uses)))
+        yield
+
+
 def recorded(problem: Any, arch: int) -> list[Use]:
-    """What the forward and the backward of a problem launch on a device of an architecture."""
+    """What the forward and the backward of a problem launch on a device of an architecture, and its mean losses."""
+    from dataclasses import replace
     from unittest.mock import patch
 
     import torch
-    import triton
 
     from mmgl_losses.contrast import fused
-    from mmgl_losses.contrast.fused import launch
+    from mmgl_losses.contrast.fused import plan
     from mmgl_losses.contrast.problem import Upstream
 
     uses: list[Use] = []
-    patches = [patch.object(launch, "major_of", lambda device: arch // 10)]
-    for module in ("forward_kernels", "backward_kernels"):
-        found = importlib.import_module(f"{PACKAGE}.{module}")
-        names = [name for name, value in vars(found).items() if isinstance(value, triton.JITFunction)]
-        patches += [patch.object(found, name, Recorder(f"{module}.{name}", uses)) for name in names]
-    for one in patches:
-        one.start()
-    try:
-        for deterministic in (False, True):
-            torch.use_deterministic_algorithms(deterministic)
-            results = fused.forward(problem)
-            zeros = torch.zeros_like(results.positives)
-            fused.backward(problem, Upstream(results[:2], (zeros, zeros), zeros), (True, True))
-    finally:
-        torch.use_deterministic_algorithms(False)
-        for one in patches:
-            one.stop()
+    sorts = problem.own and problem.key_mask is None and problem.tolerance is None
+    plain = sorts and problem.key_log_weights is None
+    with recorders(uses, arch):
+        # Few points, and many that are too few for the device; points as they are, and as unit vectors.
+        many, bare = [(0, True)] if sorts else [], [(plan.FEW, False)] if plain else []
+        for few, unit in [(plan.FEW, True), *many, *bare]:
+            with patch.object(plan, "FEW", few):
+                posed = replace(problem, unit=unit)
+                results = fused.forward(posed)
+                zeros = torch.zeros_like(results.positives)
+                fused.backward(posed, Upstream(results[:2], (zeros, zeros), zeros), (True, True))
+                for formula in fused.FORMULAS if unit and fused.takes(posed, "supcon") else ():
+                    options = {"negatives": formula in ("decoupled", "mmgl_local"), "average": formula != "decoupled"}
+                    loss, saved = fused.losses(posed, formula, **options)
+                    fused.losses_backward(posed, saved, torch.zeros_like(loss), (True, True))
     return uses
 
 
@@ -112,6 +133,11 @@ def problems(dtypes: tuple[str, ...], widths: tuple[int, ...], *, everything: bo
     from mmgl_losses.contrast import pose
 
     groups, n, m = 2, 70, 90
+
+    def blank(*shape: int) -> Any:
+        """A tensor without numbers: what is launched depends on none."""
+        return torch.zeros(shape, device="meta")
+
     for dtype, width in product(dtypes, widths):
         wide = torch.bfloat16 if dtype == "bfloat16" else getattr(torch, dtype)
         for keys, bound, masked, weighted, tolerance in product(
@@ -122,18 +148,19 @@ def problems(dtypes: tuple[str, ...], widths: tuple[int, ...], *, everything: bo
                 continue
             other = keys != "same"
             count = m if other else n
+            key_mask = blank(groups, count).bool() if masked else None
             yield pose(
-                torch.zeros(groups, n, width),
-                torch.zeros(groups, n),
+                blank(groups, n, width),
+                blank(groups, n),
                 temperature=0.1,
                 precision=wide,
                 bound=bound,
-                keys=torch.zeros(groups, m, width) if other else None,
-                key_ids=torch.zeros(groups, m) if other else None,
-                self_index=torch.zeros(groups, n, dtype=torch.int64) if keys == "self" else None,
-                key_mask=torch.ones(groups, count, dtype=torch.bool) if masked else None,
-                anchor_mask=torch.ones(groups, n, dtype=torch.bool) if masked else None,
-                key_log_weights=torch.zeros(groups, count) if weighted else None,
+                keys=blank(groups, m, width) if other else None,
+                key_ids=blank(groups, m) if other else None,
+                self_index=blank(groups, n).long() if keys == "self" else None,
+                key_mask=key_mask,
+                anchor_mask=blank(groups, n).bool() if masked and other else key_mask,
+                key_log_weights=blank(groups, count) if weighted else None,
                 tolerance=tolerance,
             )
 
@@ -150,11 +177,21 @@ def listed(
     found: dict[str, Use] = {}
     for problem in problems(dtypes, widths, everything=everything):
         for use in recorded(problem, arch):
-            found.setdefault(use.key(), use)
+            found.setdefault(one_kernel(use), use)
     if candidates:
         for use in tried(arch):
-            found.setdefault(use.key(), use)
+            found.setdefault(one_kernel(use), use)
     return list(found.values())
+
+
+def one_kernel(use: Use) -> str:
+    """What makes two launches use one kernel: the same, but for values that no kernel is made for."""
+    parameters = kernel(use.kernel).params
+    fixed = tuple(
+        None if parameter.do_not_specialize and not isinstance(value, str) else value
+        for parameter, value in zip(parameters, use.arguments, strict=False)
+    )
+    return use._replace(arguments=fixed).key()
 
 
 def tried(arch: int) -> Iterator[Use]:
@@ -163,11 +200,11 @@ def tried(arch: int) -> Iterator[Use]:
 
     from benchmarks.gpu_items import CUTS
     from benchmarks.kinds import DIMS
-    from mmgl_losses.contrast.fused import launch
+    from mmgl_losses.contrast.fused import plan
 
     for kernel, cuts in CUTS.items():
         for cut in cuts:
-            with patch.object(launch, "tile", lambda *_, cut=cut: launch.Tile(*cut[:4])):
+            with patch.object(plan, "tile", lambda *_, cut=cut: plan.Tile(*cut[:4])):
                 for problem in problems(("bfloat16",), DIMS, everything=False):
                     usual = problem.limit is not None and problem.own and problem.key_mask is None
                     if usual and problem.tolerance is None and problem.key_log_weights is None:

@@ -118,18 +118,18 @@ def problems(setting: Setting) -> Iterator[Item]:
 
 def kernels(setting: Setting) -> Iterator[Item]:
     """Each kernel alone with its usual tile and with others."""
-    from mmgl_losses.contrast.fused import launch
+    from mmgl_losses.contrast.fused import plan
 
     cuts = CUTS if setting.cuda else {kernel: [(16, 16, 4, 1)] for kernel in CUTS}
-    usual = launch.tile
+    usual = plan.tile
 
     def measure(case: Case, kernel: str, cut: tuple[int, ...] | None) -> dict[str, Any]:
         def tile(name: str, *rest: Any) -> Any:
-            return launch.Tile(*cut[:4]) if cut and name == kernel else usual(name, *rest)
+            return plan.Tile(*cut[:4]) if cut and name == kernel else usual(name, *rest)
 
         found: dict[str, Any] = {"kernel": kernel, "n": case.n, "d": case.d, "tile": cut or "usual"}
-        programs = cut[4] if cut and len(cut) > 4 else launch.PROGRAMS
-        with patch.multiple(launch, tile=tile, PROGRAMS=programs):
+        programs = cut[4] if cut and len(cut) > 4 else plan.PROGRAMS
+        with patch.multiple(plan, tile=tile, PROGRAMS=programs):
             step = local.one_kernel(local.Problem(case), kernel)
             step()
             if setting.cuda:

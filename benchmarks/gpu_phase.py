@@ -87,10 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
     with ExitStack() as stack:
         if not torch.cuda.is_available():
             os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-            from mmgl_losses.contrast.fused import launch
+            from mmgl_losses.contrast.fused import plan
 
-            tile = launch.Tile(32, 32, 4, 1)
-            stack.enter_context(patch.multiple(launch, tile=lambda *_: tile, PROGRAMS=4))
+            tile = plan.Tile(32, 32, 4, 1)
+            stack.enter_context(patch.multiple(plan, tile=lambda *_: tile, PROGRAMS=4))
         return run(options.phase, options.start, options.seconds, options.out)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmgl_losses.contrast.fused import launch
+from mmgl_losses.contrast.fused import plan
 from mmgl_losses.functional import local_supcon
 
 CUDA = torch.cuda.is_available()
@@ -26,7 +26,7 @@ def _small() -> Iterator[None]:
     if CUDA:
         yield
         return
-    with patch.multiple(launch, tile=lambda *_: launch.Tile(32, 32, 4, 1), PROGRAMS=4):
+    with patch.multiple(plan, tile=lambda *_: plan.Tile(32, 32, 4, 1), PROGRAMS=4):
         yield
 
 

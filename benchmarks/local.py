@@ -76,20 +76,19 @@ def sorted_pairs(problem: Problem) -> tuple[Any, Any]:
         bound=1.0,
         precision=problem.dtype,
     )
-    return fused.ready(posed)
+    return fused.kernels("launch"), fused.kernels("arrange").arrange(posed)
 
 
 def kernels(problem: Problem) -> Step:
-    """The fused implementation alone: no normalisation, no sorting, no formula; what a floor can be held against."""
+    """The kernels of pairs alone, and the short one between them: what a floor can be held against."""
     launch, pairs = sorted_pairs(problem)
-    valid = torch.stack(pairs.counts()).min(0).values > 0
-    gradients = valid / valid.sum()
+    one = torch.ones((), device=problem.labels.device)
 
     def step() -> tuple[Tensor, Tensor | None]:
-        results = launch.forward(pairs, problem.dtype)
-        loss = torch.where(valid, results[1] - results[0], 0.0).mean()
-        upstream = Upstream(results, (-gradients, gradients), None)
-        return loss, launch.backward(pairs, problem.dtype, upstream, (True, False))[0]
+        options = {"negatives": True, "average": True, "weight": 1.0, "total": False}
+        loss, (_, factors) = launch.losses(pairs, "mmgl_local", **options)
+        found = {pairs.shifted[0]: factors._replace(upstream=one)}
+        return loss, launch.weigh(pairs, found, (True, False))[0]
 
     return step
 
@@ -111,18 +110,19 @@ class Caught:
 
 def one_kernel(problem: Problem, kernel: str) -> Callable[[], object]:
     """The launch of "credit", "rows" or "weigh" alone, on operands that are ready."""
-    launch, pairs = sorted_pairs(problem)
     found: list[Callable[[], object]] = []
-    place = launch.gradients if kernel == "weigh" else launch.sums
-    with patch.object(place, kernel, Caught(getattr(place, kernel), found)):
-        if kernel == "weigh":
-            # The log-sum-exps of equal logits, and an upstream of ones: what they are does not matter to the time.
-            lse = torch.full(problem.labels.shape, 8.0, device=problem.labels.device)
-            ones = torch.ones_like(lse)
-            launch.backward(pairs, problem.dtype, Upstream((lse, lse), (ones, ones), None), (True, False))
-        else:
-            with patch.object(torch, "are_deterministic_algorithms_enabled", lambda: kernel == "rows"):
-                launch.forward(pairs, problem.dtype)
+    with patch.object(fused.kernels("plan"), "FEW", 0):  # as for many points
+        launch, pairs = sorted_pairs(problem)
+        place = launch.gradients if kernel == "weigh" else launch.sums
+        with patch.object(place, kernel, Caught(getattr(place, kernel), found)):
+            if kernel == "weigh":
+                # The log-sum-exps of equal logits, and an upstream of ones: what they are does not matter to the time.
+                lse = torch.full(problem.labels.shape, 8.0, device=problem.labels.device)
+                ones = torch.ones_like(lse)
+                launch.weigh(pairs, launch.factors(pairs, Upstream((lse, lse), (ones, ones), None)), (True, False))
+            else:
+                with patch.object(torch, "are_deterministic_algorithms_enabled", lambda: kernel == "rows"):
+                    launch.sum_pairs(pairs, total=False)
     (only,) = found
     return only
 

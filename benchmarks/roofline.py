@@ -115,14 +115,15 @@ def tiles(n: int, x: int, y: int, *, triangle: bool) -> tuple[int, int]:
     return round(pure / BATCH), round(mixed / BATCH)
 
 
-def usual(kernel: str, dtype: str, width: int) -> Use:
-    """The launch of a kernel for anchors that are the keys, with a bound."""
+def usual(kernel: str, dtype: str, width: int, *, total: bool = False) -> Use:
+    """The launch of a kernel for anchors that are the keys, with a bound; with the sum of logits or without."""
     from benchmarks.compile_kernels import WIDTHS
 
     assert width in WIDTHS
     for use in listed((dtype,), (width,), ARCH, everything=False):
         plain = use.options.get("SELF", "same") == "same" and not use.options.get("WEIGHTED")
-        if use.kernel.endswith(f".{kernel}") and plain and use.options.get("SHIFTED", True):
+        plain = plain and use.options.get("SHIFTED", True) and use.options.get("SUM", total) == total
+        if use.kernel.endswith(f".{kernel}") and plain:
             return use
     raise LookupError(kernel)
 
@@ -152,7 +153,8 @@ def row(use: Use, n: int, *, arch: int = ARCH) -> dict[str, Any]:
     formed = x * y * (2 if kernel == "credit" else 1)  # ordered pairs of a tile
     per_pair = 1e12 * pure_loop.clocks(warps, used.blocks) / (MULTIPROCESSORS * CLOCK) / formed
     return {
-        "kernel": kernel, "dtype": dtype, "n": n, "d": width, "tile": (x, y, warps, options["num_stages"]),
+        "kernel": kernel, "sum": options.get("SUM", ""),
+        "dtype": dtype, "n": n, "d": width, "tile": (x, y, warps, options["num_stages"]),
         "registers": used.registers, "stack": used.stack, "blocks": used.blocks, "instructions": pure_loop.instructions,
         **pure_loop.units, "mixed": mixed / (pure + mixed), "waves": 1 / waves, "ps_per_pair": per_pair,
         "ms": 1e3 * seconds, "share": floor / seconds,
@@ -178,16 +180,17 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         kernels = ("credit", "rows", "weigh")
         uses = [usual(kernel, options.dtype, width) for width in options.widths for kernel in kernels]
+        uses += [usual(kernel, options.dtype, width, total=True) for width in options.widths for kernel in kernels[:2]]
     total: dict[int, float] = {}
     for i, use in enumerate(uses):
         found = row(use, options.points)
         if not i:
             print(line(dict(zip(found, found, strict=True))) + "\n" + line(dict.fromkeys(found, "---")))
         print(line(found), flush=True)
-        if found["kernel"] != "rows" and not options.uses:
+        if found["kernel"] != "rows" and not found["sum"] and not options.uses:
             total[found["d"]] = total.get(found["d"], 0.0) + found["ms"]
     for width, milliseconds in total.items():
-        print(f"credit and weigh at {options.points} x {width}: {milliseconds:.3f} ms in the model")
+        print(f"credit and weigh at {options.points} x {width}: {milliseconds:.3f} ms in the model, no sums")
     return 0
 
 

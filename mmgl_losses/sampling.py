@@ -13,7 +13,7 @@ from torch import Tensor
 from mmgl_losses import checks
 
 
-def places(size: int, m: int) -> Tensor:
+def places(size: int, m: int, *, device: torch.device | None = None) -> Tensor:
     r"""The `m` indices in an axis of `size` that hold its points ``(i + 1/2) / m``.
 
     .. math:: p_i = \lfloor (2i + 1) \cdot size / 2m \rfloor, \quad i = 0 \dots m - 1
@@ -21,6 +21,7 @@ def places(size: int, m: int) -> Tensor:
     Args:
         size: number of elements of the axis, at least 1.
         m: number of points, at least 1. More points than elements repeat elements (nearest neighbour).
+        device: where they are made.
 
     Returns:
         int64 (m,), ascending, each in ``[0, size)``.
@@ -37,7 +38,7 @@ def places(size: int, m: int) -> Tensor:
     """
     _size("size", size, 1)
     _size("m", m, 1)
-    return (2 * torch.arange(m) + 1) * size // (2 * m)
+    return (2 * torch.arange(m, device=device) + 1) * size // (2 * m)
 
 
 def _size(name: str, size: int, least: int) -> None:
@@ -61,7 +62,8 @@ def strided(size: int, stride: int) -> int:
 def resample(x: Tensor, size: Sequence[int]) -> Tensor:
     """The elements of `x` at `places`, for each of its last ``len(size)`` axes.
 
-    Indexing only: labels remain labels, and gradients reach the elements picked.
+    Indexing only: labels remain labels, and gradients reach the elements picked. Where every k-th element is picked,
+    the result is a view.
 
     Args:
         x: (..., *spatial), of any type.
@@ -79,9 +81,23 @@ def resample(x: Tensor, size: Sequence[int]) -> Tensor:
         expected = f"`x` of at least {len(size)} axes, one for each size"
         raise ValueError(checks.message(expected, f"shape {checks.shape(x)}"))
     for axis, m in enumerate(size, start=first):
-        if isinstance(m, torch.SymInt) or x.shape[axis] != m:  # a comparison would tie the program to some sizes
-            x = x.index_select(axis, places(x.shape[axis], m).to(x.device))
+        n = x.shape[axis]
+        # A comparison of symbols would tie the program to some sizes.
+        if isinstance(m, torch.SymInt) or isinstance(n, torch.SymInt):
+            x = x.index_select(axis, places(n, m).to(x.device))
+        elif n != m:
+            x = _picked(x, axis, m)
     return x
+
+
+def _picked(x: Tensor, axis: int, m: int) -> Tensor:
+    """The elements at `places` of one axis; no copy of indices makes a device wait."""
+    n = x.shape[axis]
+    _size("m", m, 1)
+    if n and n % m == 0:
+        every = n // m
+        return x[(slice(None),) * axis + (slice(every // 2, None, every),)]
+    return x.index_select(axis, places(n, m, device=x.device))
 
 
 def subsample(x: Tensor, stride: int, first: int = 2) -> Tensor:
@@ -130,7 +146,7 @@ def foreground_places(labels: Tensor, size: Sequence[int], excluded: Sequence[in
         column = [-1 if i == axis else 1 for i in range(len(spatial))]
         own = torch.arange(n, device=device) * m // n
         cell = cell * m + own.view(column)
-        centre = places(n, m).to(device)[own]
+        centre = places(n, m, device=device)[own]
         distance = distance + (torch.arange(n, device=device) - centre).abs().view(column)
     flat = labels.flatten(1).long()
     n = flat.shape[1]

@@ -9,7 +9,14 @@ from hypothesis import Phase, settings
 # A source distribution holds the package and its tests, but not what these are about.
 NEEDS = {
     "examples": ["examples", "faults"],
-    "benchmarks": ["test_benchmarks.py", "test_gpu_benchmark.py", "test_native.py", "test_precision.py"],
+    "benchmarks": [
+        "test_benchmarks.py",
+        "test_fused_compile.py",
+        "test_gpu_benchmark.py",
+        "test_launches.py",
+        "test_native.py",
+        "test_precision.py",
+    ],
     "docs": ["test_dependencies.py", "test_documents.py", "test_mutants.py"],
 }
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmgl_losses import MultiScaleGlobalContrast, contrast
 from mmgl_losses.contrast import operation, pair_logsumexp, pair_terms
+from mmgl_losses.functional import local_supcon
+from mmgl_losses.losses.formulas import supcon
 from tests.strategies import contrasts
 from tests.test_contrast import operands
 
@@ -21,14 +24,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.i
 
 
 @contextmanager
-def tiles(x: int = 16, y: int = 32, programs: int = 8):
-    """Small tiles, so that small problems have many: the kernel "credit" takes squares of x."""
-    from mmgl_losses.contrast.fused import launch
+def tiles(x: int = 16, y: int = 32, programs: int = 8, few: int = 0):
+    """Small tiles, so that small problems have many: the kernel "credit" takes squares of x.
+
+    `few`: up to how many points nothing is sorted by torch and nothing cut into chunks.
+    """
+    from mmgl_losses.contrast.fused import plan
 
     def tile(kernel, *_):
-        return launch.Tile(x, x if kernel == "credit" else y, 4, 1)
+        return plan.Tile(x, x if kernel == "credit" else y, 4, 1)
 
-    with patch.multiple(launch, tile=tile, PROGRAMS=programs, NARROW=32):
+    with patch.multiple(plan, tile=tile, PROGRAMS=programs, NARROW=32, FEW=few):
         yield
 
 
@@ -127,21 +133,22 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_the_reference(name):
-    """With a shift and with maxima, credited and by rows; in deterministic runs new memory is NaN, and bits repeat."""
+    """With a shift and with maxima, credited and by rows, as few points and as many; new memory is NaN in two of them."""
     anchors, ids, options = problem(name)
     with tiles():
         check(anchors, ids, options, bound=1.0)
         with deterministic(True):
-            a = check(anchors, ids, options, bound=1.0)
             b = check(anchors, ids, options, bound=None)
+    with tiles(few=100), deterministic(True):
+        a = check(anchors, ids, options, bound=1.0)
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@given(case=contrasts(), x=st.sampled_from([16, 32]), promise=st.booleans())
+@given(case=contrasts(), x=st.sampled_from([16, 32]), promise=st.booleans(), few=st.sampled_from([0, 1000]))
 @settings(max_examples=12)
-def test_agrees_on_any_problem(case, x, promise):
+def test_agrees_on_any_problem(case, x, promise, few):
     anchors, ids, options = case
-    with tiles(x, 16), deterministic(promise):
+    with tiles(x, 16, few=few), deterministic(promise):
         check(anchors, ids, options, bound=12.0 if promise else None)
 
 
@@ -153,6 +160,104 @@ def test_any_cut_gives_the_same(x, programs):
     with tiles(x, 16, programs):
         for n in (16, 33, 64, 65):
             check(unit(1, n, 4), ids[None, :n], {"temperature": 0.1}, bound=1.0)
+
+
+def loss_of(x, labels, impl, **options):
+    """A loss of feature maps and its gradient, times a number."""
+    leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    loss = local_supcon(leaf, labels, impl=impl, **options)
+    return loss.detach().double(), torch.autograd.grad(1.7 * loss, leaf)[0].double()
+
+
+LOSSES = {
+    "supcon": {}, "supcon_in": {"formula": "supcon_in"}, "mmgl": {"formula": "mmgl"},
+    "ignored points": {"ignore_index": 1}, "background repels": {"background": "key"},
+    "background repels, ignored points": {"background": "key", "ignore_index": 2, "formula": "mmgl"},
+    "maxima": {"temperature": 0.003}, "one group": {"pairs": "batch"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("few", [0, 1000])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_mean_is_taken_in_the_kernels(name, few):
+    """In two groups of points, of which one may have no positives; lengths differ, and one has no direction."""
+    options, features = LOSSES[name], torch.randn(2, 5, 6, 7) * torch.logspace(-3, 3, 7)
+    features[:, :, 2, 3] = 0.0
+    labels = torch.randint(3, (2, 6, 7))
+    if name != "one group":
+        labels[0] = torch.arange(42).view(6, 7) + 10
+    with tiles(few=few), deterministic(True), patch.object(contrast, "terms", side_effect=AssertionError):
+        got = loss_of(features, labels, "fused", **options)
+    wanted = loss_of(features.double(), labels, "reference", **options)
+    torch.testing.assert_close(got[0], wanted[0], rtol=1e-5, atol=1e-6)
+    scale = wanted[1].flatten(2).norm(dim=1)[:, None].view(2, 1, 6, 7)  # a short vector has a large gradient
+    torch.testing.assert_close(got[1] / (scale + 1e-9), wanted[1] / (scale + 1e-9), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["two halves", "decoupled", "tolerance", "keys", "nothing counts"])
+def test_the_mean_of_each_level_is_taken_in_the_kernels(name):
+    """Levels are groups, weighted by torch, and each gets its own gradient; keys get theirs."""
+    e, keys = [torch.randn(10, d) for d in (8, 5)], [torch.randn(20, d) for d in (8, 5)]
+    module, given = MultiScaleGlobalContrast, {"weights": (0.3, 0.7)}
+    instances, more = None, {}
+    if name == "decoupled":
+        given["formula"] = "decoupled"
+    elif name == "tolerance":
+        given["tolerance"], instances = 1.5, torch.randint(9, (10,))
+    elif name == "keys":
+        instances, more = torch.arange(10) % 5, {"key_instances": torch.randint(5, (20,))}
+    elif name == "nothing counts":
+        instances = torch.arange(10)
+
+    def outcome_of(impl, dtype):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in (*e, *(keys if more else ()))]
+        if more:
+            more["keys"] = leaves[2:]
+        loss = module(**given, impl=impl)(leaves[:2], instances, **more)
+        return [loss.detach().double(), *(x.double() for x in torch.autograd.grad(loss, leaves))]
+
+    with tiles(few=1000), deterministic(True), patch.object(contrast, "terms", side_effect=AssertionError):
+        got = outcome_of("fused", torch.float32)
+    torch.testing.assert_close(got, outcome_of("reference", torch.float64), rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_features_are_read_as_they_are():
+    """Their gradient comes back in their type, and is nearly that of float32."""
+    features, labels = torch.randn(2, 8, 5, 5, dtype=torch.float16), torch.randint(3, (2, 5, 5))
+    with tiles(few=1000):
+        leaf = features.clone().requires_grad_()
+        local_supcon(leaf, labels, impl="fused").backward()
+        got = loss_of(features, labels, "fused")
+    assert leaf.grad.dtype == torch.float16
+    wanted = loss_of(features.double(), labels, "reference")
+    torch.testing.assert_close(got[0], wanted[0], rtol=1e-3, atol=1e-3)
+    assert (got[1] - wanted[1]).norm() <= 3e-3 * wanted[1].norm()
+
+
+def test_the_mean_has_no_second_derivative_and_says_so():
+    x = torch.randn(1, 4, 3, 3, requires_grad=True)
+    with tiles(few=1000):
+        (grad,) = torch.autograd.grad(local_supcon(x, torch.zeros(1, 3, 3).long(), impl="fused"), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("change", ["vmap", "compiled", "own formula"])
+def test_where_the_mean_is_made_of_terms(change):
+    """Transforms of functions and the compiler see the terms, and get the same loss."""
+    x, labels = torch.randn(2, 4, 3, 3), torch.arange(9).view(1, 3, 3).expand(2, -1, -1) % 2
+    formula = (lambda terms: supcon(terms)) if change == "own formula" else "supcon"
+
+    def loss(x):
+        return local_supcon(x, labels, impl="fused", formula=formula)
+
+    with tiles(few=1000):
+        wanted = local_supcon(x.double(), labels, impl="reference")
+        if change == "vmap":
+            got = torch.vmap(loss)(x[None].expand(3, -1, -1, -1, -1))[1]
+        else:
+            got = torch.compile(loss, fullgraph=True, backend="eager")(x) if change == "compiled" else loss(x)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def low(anchors, ids, temperature, dtype):

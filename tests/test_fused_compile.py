@@ -44,23 +44,30 @@ def usual(kernel: str, dtype: str, width: int, arch: int) -> Use:
         use
         for use in listed((dtype,), (width,), arch, everything=False)
         if use.kernel.endswith(f".{kernel}") and use.options.get("SELF", "same") == "same"
-        and use.options.get("SHIFTED", True) and not use.options.get("WEIGHTED")
+        and use.options.get("SHIFTED", True) and not use.options.get("WEIGHTED") and not use.options.get("SUM")
     ]  # fmt: skip
     assert found
     return found[0]
 
 
 def test_every_kind_of_launch_is_listed():
-    """Keys of three kinds; with weights or without; with a shift, a maximum, or both; sides of the backward."""
-    uses = listed(("bfloat16",), (64,), 90)
-    kinds = {kernel: set() for kernel in ("credit", "rows", "weigh", "factors", "finish")}
+    """Keys of three kinds; with weights or without; with a shift, a maximum, or both; sides of the backward; formulas."""
+    uses, names = listed(("bfloat16",), (64,), 90), ("SELF", "WEIGHTED", "SHIFTED", "ROWS", "COLUMNS", "WHOLE", "UNIT")
+    kinds = {}
     for use in uses:
-        kinds[use.kernel.split(".")[1]].add(
-            tuple(use.options.get(name) for name in ("SELF", "WEIGHTED", "SHIFTED", "ROWS", "COLUMNS"))
-        )
+        kinds.setdefault(use.kernel.split(".")[1], set()).add(tuple(use.options.get(name) for name in names[:5]))
     assert {name: len(found) for name, found in kinds.items()} == {
-        "credit": 2, "rows": 12, "weigh": 20, "factors": 2, "finish": 1,
+        "arrange": 2, "credit": 2, "rows": 12, "results": 6, "losses": 6, "factors": 2, "weigh": 20, "add_up": 1,
     }  # fmt: skip
+    for kernel, options in (
+        ("arrange", {"SIDE": 3, "SORTED": 2, "MASKED": 2, "RANGES": 2, "SELF": 2, "UNIT": 2, "SHIFT": 2}),
+        ("losses", {"NAME": 4, "CREDIT": 2, "AVERAGE": 2, "MASKED": 2}),
+        ("rows", {"SUM": 2}),
+        ("credit", {"SUM": 2}),
+        ("weigh", {"WHOLE": 2, "UNIT": 2}),
+    ):
+        found = [use.options for use in uses if use.kernel.endswith(f".{kernel}")]
+        assert {name: len({x[name] for x in found}) for name in options} == options, kernel
 
 
 def test_what_is_compiled_is_what_is_launched():
@@ -72,6 +79,7 @@ def test_what_is_compiled_is_what_is_launched():
         for parameter, value in zip(function.params, use.arguments, strict=False):
             if isinstance(value, int):
                 free = parameter.do_not_specialize or (parameter.name.endswith("padded") and value % 16 == 0)
+                free = free or parameter.do_not_specialize_on_alignment  # a stride: whether it is 1 matters
                 assert free, f"{use.kernel}: {parameter.name}"
 
 
@@ -85,14 +93,14 @@ def test_a_launch_that_does_not_compile_is_a_row():
 def test_lists_go_to_another_environment(tmp_path):
     """And a cache that is filled there holds what was compiled."""
     path, out, cache = tmp_path / "uses.json", tmp_path / "out.jsonl", tmp_path / "cache"
-    use = next(use for use in listed(("bfloat16",), (64,), 90, everything=False) if use.kernel.endswith("finish"))
+    use = next(use for use in listed(("bfloat16",), (64,), 90, everything=False) if use.kernel.endswith("factors"))
     path.write_text(json.dumps([(90, *use)]))
     command = [sys.executable, "-m", "benchmarks.compile_kernels", "--uses", path, "--cache", cache, "--out", out]
     done = subprocess.run([*command, "--architectures", "90"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 kernels compile" in done.stdout
     assert json.loads(out.read_text())["stack"] == 0
-    assert any(cache.glob("*/finish.cubin"))
+    assert any(cache.glob("*/factors.cubin"))
 
 
 def test_blocks_of_a_multiprocessor():

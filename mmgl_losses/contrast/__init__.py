@@ -13,7 +13,8 @@ from mmgl_losses.contrast.arguments import pose as pose
 from mmgl_losses.contrast.arguments import select as select
 from mmgl_losses.contrast.engines import Impl as Impl
 from mmgl_losses.contrast.engines import check_impl as check_impl
-from mmgl_losses.contrast.problem import Problem
+from mmgl_losses.contrast.means import mean_losses as mean_losses
+from mmgl_losses.contrast.problem import Problem as Problem
 from mmgl_losses.contrast.unit import widened as widened
 
 __all__ = ["PairLogSumExp", "PairTerms", "pair_logsumexp", "pair_terms"]
@@ -192,6 +193,7 @@ def pair_terms(
 
 def terms(problem: Problem, impl: str) -> PairTerms:
     """The terms (G, N) of a problem that is checked."""
+    problem = problem.widened()
     positives, negatives, total, *counts = operation.contrast(problem, impl)
     if problem.unit and checks.readable(total) and total.all():  # the usual case: each row has a direction, or is NaN
         itself = total * 0 + problem.scale

@@ -66,10 +66,10 @@ def pose(
 ) -> Problem:
     """The problem of tensors that are checked: anchors (G, N, D) and keys (G, M, D) wide, rows without part zero.
 
-    With `unit` it is that of their unit vectors.
+    With `unit` it is that of their unit vectors, and they may be of half precision.
     """
     ids, key_ids = _comparable(ids, key_ids, tolerance)
-    limit, scale = None, 1.0
+    limit, scale, wide = None, 1.0, torch.promote_types(anchors.dtype, torch.float32)
     if isinstance(temperature, Tensor) or torch.compiler.is_compiling():
         # Outside of the operation it gets its gradient, or may be a symbol that changes without compiling anew.
         root = temperature**-0.5
@@ -77,11 +77,11 @@ def pose(
             anchors, keys, unit = normalise(anchors), None if keys is None else normalise(keys), False
         anchors, keys = anchors * root, None if keys is None else keys * root
         if bound is not None:  # a division of tensors: nothing waits for a temperature on a device
-            limit = (torch.full((), bound, dtype=anchors.dtype) / temperature).detach()
+            limit = (torch.full((), bound, dtype=wide) / temperature).detach()
     else:
         scale = 1 / temperature
         if bound is not None:
-            limit = torch.full((), bound / temperature, dtype=anchors.dtype)
+            limit = torch.full((), bound / temperature, dtype=wide)
     return Problem(
         anchors, keys, ids, key_ids, self_index, anchor_mask, key_mask, key_log_weights,
         limit, scale, tolerance, unit, precision,

@@ -153,7 +153,7 @@ class _Contrast(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse("forward-mode derivatives", ctx.plain[-1])
+        refuse("forward-mode derivatives", ctx.plain[-1])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
@@ -171,11 +171,11 @@ class _Gradient(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> NoReturn:
-        _refuse("second derivatives", ctx.impl)
+        refuse("second derivatives", ctx.impl)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse("second derivatives", ctx.impl)
+        refuse("second derivatives", ctx.impl)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
@@ -201,7 +201,8 @@ def _in_groups(function: Any, batch: int, in_dims: Any, arguments: Any) -> Any:
     )
 
 
-def _refuse(what: str, impl: str) -> NoReturn:
+def refuse(what: str, impl: str) -> NoReturn:
+    """Say which engine has no such derivatives, and which has."""
     engine = "the engine that impl='auto' chose" if impl == "auto" else f"impl={impl!r}"
     cure = "It forms all pairs: use it for few points."
     raise NotImplementedError(checks.message(f"impl='reference' for {what}", engine, cure))
@@ -243,6 +244,6 @@ def _autograd(ctx: Any, *grads: Any) -> Any:
 
 _operator.register_autograd(_autograd, setup_context=_setup_context)
 _operator_backward.register_autograd(
-    lambda ctx, *grads: _refuse("second derivatives", ctx.impl),
+    lambda ctx, *grads: refuse("second derivatives", ctx.impl),
     setup_context=lambda ctx, inputs, output: setattr(ctx, "impl", _parts(inputs)[1]),
 )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mmgl_losses.contrast.unit import normalise
+from mmgl_losses.contrast.unit import normalise, widened
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Problem:
     no part is zeros: whoever makes a problem has selected the rows, so that NaN in the others cannot spread.
     """
 
-    anchors: Tensor  #: (G, N, D), float32 or float64
+    anchors: Tensor  #: (G, N, D), float32 or float64; see `widened`
     keys: Tensor | None  #: (G, M, D), of the same type; None: the anchors are the keys, and row i is its own key i
     ids: Tensor  #: (G, N), int64 or floating point
     key_ids: Tensor | None  #: (G, M), of the same type; None: `ids`
@@ -36,6 +36,11 @@ class Problem:
     def values(self) -> tuple[Any, ...]:
         """All fields in order, as the operation takes them."""
         return tuple(getattr(self, name) for name in NAMES)
+
+    def widened(self) -> "Problem":
+        """The same in float32 or better, as the operation takes it."""
+        keys = None if self.keys is None else widened(self.keys)
+        return replace(self, anchors=widened(self.anchors), keys=keys)
 
     def normalised(self) -> "Problem":
         """The same of the unit vectors themselves."""

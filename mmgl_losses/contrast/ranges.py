@@ -131,14 +131,14 @@ class Sorted:
 def sort(problem: Problem) -> Sorted:
     """Sort anchors and keys by id."""
     other = problem.other_ids
-    key_order = _order(other, problem.key_mask)
+    key_order = order_by_id(other, problem.key_mask)
     other = other.gather(1, key_order)
     if problem.key_mask is None:
         count = other.new_full((), other.shape[1], dtype=torch.int64).expand(other.shape[0])
     else:
         count = problem.key_mask.sum(1)
-        other = _fill_tail(other, count)
-    order = key_order if problem.own else _order(problem.ids, None)
+        other = fill_tail(other, count)
+    order = key_order if problem.own else order_by_id(problem.ids, None)
     ids = other if problem.own and problem.key_mask is None else problem.ids.gather(1, order)
     low, high = (ids - problem.tolerance, ids + problem.tolerance) if problem.tolerance else (ids, ids)
     lo, hi = torch.searchsorted(other, low), torch.searchsorted(other, high, right=True)
@@ -170,7 +170,7 @@ def sort(problem: Problem) -> Sorted:
     )
 
 
-def _order(ids: Tensor, mask: Tensor | None) -> Tensor:
+def order_by_id(ids: Tensor, mask: Tensor | None) -> Tensor:
     """The permutation that sorts by id, rows outside `mask` last."""
     order = ids.argsort(dim=1, stable=True)
     if mask is None:
@@ -179,7 +179,7 @@ def _order(ids: Tensor, mask: Tensor | None) -> Tensor:
     return order.gather(1, outside.argsort(dim=1, stable=True))
 
 
-def _fill_tail(ids: Tensor, count: Tensor) -> Tensor:
+def fill_tail(ids: Tensor, count: Tensor) -> Tensor:
     """Sorted ids whose tail, which takes no part, holds the largest value, so that the whole row is sorted."""
     largest = torch.inf if ids.is_floating_point() else torch.iinfo(ids.dtype).max
     column = torch.arange(ids.shape[1], device=ids.device)

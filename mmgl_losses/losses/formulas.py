@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from mmgl_losses import checks
+from mmgl_losses import checks, contrast
 from mmgl_losses.checks import message
-from mmgl_losses.contrast import PairTerms
+from mmgl_losses.contrast import PairTerms, Problem
 from mmgl_losses.distributed import total, world
 
 Formula: TypeAlias = Callable[[PairTerms], Tensor]
@@ -62,6 +62,8 @@ LocalFormula = Literal["supcon", "supcon_in", "mmgl"]
 GLOBAL_FORMULAS: dict[str, Formula] = {"nt_xent": supcon, "decoupled": decoupled, "mmgl": mmgl_global}
 LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, "mmgl": mmgl_local}
 
+OF_ENGINES = {found.__name__: found for found in (supcon, supcon_in, decoupled, mmgl_local)}  # that an engine may have
+
 HARMLESS = (0.0, 0.0, 0.0, 0.0, 1, 1)  # the terms that a formula is given in place of an anchor that does not count
 
 
@@ -69,6 +71,35 @@ def check_formula(formula: object, named: Mapping[str, Formula]) -> None:
     """`formula` is a name in the table, or a callable."""
     if not callable(formula):
         checks.one_of("formula", formula, named)
+
+
+def loss_of(
+    problem: Problem,
+    formula: Formula,
+    impl: str,
+    *,
+    gather: bool = False,
+    shared: bool = False,
+    average: bool = True,
+    weight: float = 1.0,
+) -> Tensor:
+    """The mean loss of a problem times a weight: in the engine where it has the formula, else from the terms.
+
+    Arguments as of `mean_loss`; without `average` the means of the groups.
+    """
+    name = next((name for name, known in OF_ENGINES.items() if known is formula), None)
+    if name is not None and not (gather and world() > 1):
+        negatives = needs_negatives(formula)
+        options = {"negatives": negatives, "average": average, "weight": weight, "impl": impl}
+        found = contrast.mean_losses(problem, name, **options)
+        if found is not None:
+            return found
+    terms = contrast.terms(problem, impl)
+    if average:
+        found = mean_loss(terms, formula, gather=gather, shared=shared)
+    else:
+        found = group_means(terms, formula, gather=gather)
+    return found if weight == 1 else weight * found
 
 
 def resolve(formula: str | Formula, named: Mapping[str, Formula]) -> Formula:

@@ -14,7 +14,7 @@ from mmgl_losses import checks, contrast, distributed
 from mmgl_losses.checks import message
 from mmgl_losses.contrast import PairTerms
 from mmgl_losses.losses import diagnostics
-from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, GlobalFormula, check_formula, group_means, resolve
+from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, GlobalFormula, check_formula, loss_of, resolve
 from mmgl_losses.losses.levels import (
     Levels,
     MultiScale,
@@ -198,7 +198,7 @@ class MultiScaleGlobalContrast(MultiScale):
         levels, weights = self.levels("embeddings", embeddings)
         others = None if keys is None else self.levels("keys", keys)[0]
         with torch.no_grad():
-            terms = _terms(levels, instances, others, key_instances, options)
+            terms = contrast.terms(_problem(levels, instances, others, key_instances, options), options.impl)
             seen = [diagnostics.Seen(PairTerms(*found), None) for found in zip(*terms, strict=True)]
             return diagnostics.contrast(levels, weights, seen, options, GLOBAL_FORMULAS)
 
@@ -211,31 +211,36 @@ def _means(
     options: GlobalOptions,
 ) -> Tensor:
     """The mean over the anchors of each of L levels, (L,)."""
-    terms = _terms(levels, instances, keys, key_instances, options)
-    return group_means(terms, resolve(options.formula, GLOBAL_FORMULAS), gather=options.gather)
+    problem, formula = (
+        _problem(levels, instances, keys, key_instances, options),
+        resolve(options.formula, GLOBAL_FORMULAS),
+    )
+    return loss_of(problem, formula, options.impl, gather=options.gather, average=False)
 
 
-def _terms(
+def _problem(
     levels: Mapping[str, Tensor],
     instances: Tensor | None,
     keys: Mapping[str, Tensor] | None,
     key_instances: Tensor | None,
     options: GlobalOptions,
-) -> PairTerms:
-    """The terms (L, A·B) of each embedding of L levels, which are the groups of one problem."""
+) -> contrast.Problem:
+    """The contrast of the embeddings (L, A·B) of L levels, which are the groups of one problem."""
     embeddings = _checked(levels)
     x = _stacked(embeddings)
-    z, ids = contrast.widened(x), _ids(instances, keys, x, options)
+    z, ids = x, _ids(instances, keys, x, options)
     k = key_ids = self_index = None
     if keys is not None or key_instances is not None:
         k, key_ids = _others(keys, key_instances, embeddings, options.tolerance)
+        z = contrast.widened(z)
         k = k.to(z.dtype)
     if options.gather and distributed.world() > 1:
         if k is None or key_ids is None:
+            z = contrast.widened(z)
             k, key_ids = z, ids
             self_index = torch.arange(z.shape[1], device=z.device).expand(len(z), -1)
         k, key_ids, _ = distributed.gather_points(k, key_ids)
-    problem = contrast.pose(
+    return contrast.pose(
         z,
         ids,
         keys=k,
@@ -247,7 +252,6 @@ def _terms(
         precision=x.dtype,
         unit=True,
     )
-    return contrast.terms(problem, options.impl)
 
 
 def _checked(levels: Mapping[str, Tensor]) -> list[Tensor]:
@@ -270,6 +274,8 @@ def _checked(levels: Mapping[str, Tensor]) -> list[Tensor]:
 
 def _stacked(levels: Sequence[Tensor]) -> Tensor:
     """Levels (rows, D) as one (L, rows, D): zeros behind shorter vectors change no product."""
+    if len(levels) == 1:
+        return levels[0].unsqueeze(0)
     width = max(level.shape[1] for level in levels)
     return torch.stack([F.pad(x, (0, width - x.shape[1])) if x.shape[1] != width else x for x in levels])
 

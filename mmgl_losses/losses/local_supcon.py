@@ -13,17 +13,8 @@ from typing_extensions import override
 from mmgl_losses import checks, contrast, distributed
 from mmgl_losses.checks import message, typed
 from mmgl_losses.losses import diagnostics
-from mmgl_losses.losses.formulas import LOCAL_FORMULAS, Formula, LocalFormula, check_formula, mean_loss, resolve
-from mmgl_losses.losses.levels import (
-    Levels,
-    MultiScale,
-    Weights,
-    check_labels,
-    fixed_temperature,
-    listed,
-    settle,
-    weighted_sum,
-)
+from mmgl_losses.losses.formulas import LOCAL_FORMULAS, Formula, LocalFormula, check_formula, loss_of, resolve
+from mmgl_losses.losses.levels import Levels, MultiScale, Weights, check_labels, fixed_temperature, listed, settle
 from mmgl_losses.sampling import foreground_places, points, resample, strided
 
 Pairs = Literal["image", "augmentations", "batch"]
@@ -141,7 +132,7 @@ def local_supcon(
         background_index=background_index, ignore_index=ignore_index, stride=stride, sampling=sampling,
         impl=impl, gather=gather,
     )  # fmt: skip
-    return _losses({"features": features}, labels, instances, options)[0]
+    return _loss({"features": features}, [1.0], labels, instances, options)
 
 
 class MultiScaleLocalSupCon(MultiScale):
@@ -213,7 +204,7 @@ class MultiScaleLocalSupCon(MultiScale):
             Scalar.
         """
         levels, weights = self.levels("features", features)
-        return weighted_sum(torch.stack(_losses(levels, labels, instances, self.options)), weights)
+        return _loss(levels, weights, labels, instances, self.options)
 
     if TYPE_CHECKING:
 
@@ -226,21 +217,27 @@ class MultiScaleLocalSupCon(MultiScale):
         options = replace(self.options, gather=False)
         levels, weights = self.levels("features", features)
         with torch.no_grad():
-            seen = [diagnostics.Seen(*found) for found in _terms_of_levels(levels, labels, instances, options)]
+            found = _problems(levels, labels, instances, options)
+            seen = [diagnostics.Seen(contrast.terms(problem, options.impl), y) for problem, y in found]
             return diagnostics.contrast(levels, weights, seen, options, LOCAL_FORMULAS)
 
 
-def _losses(levels: Mapping[str, Tensor], labels: Tensor, instances: Instances, options: LocalOptions) -> list[Tensor]:
-    """The loss of each level."""
+def _loss(
+    levels: Mapping[str, Tensor], weights: Sequence[float], labels: Tensor, instances: Instances, options: LocalOptions
+) -> Tensor:
+    """The weighted sum of the losses of the levels."""
     formula, shared = resolve(options.formula, LOCAL_FORMULAS), options.pairs == "batch"
-    found = _terms_of_levels(levels, labels, instances, options)
-    return [mean_loss(terms, formula, gather=options.gather, shared=shared) for terms, _ in found]
+    losses = [
+        loss_of(problem, formula, options.impl, gather=options.gather, shared=shared, weight=weight)
+        for (problem, _), weight in zip(_problems(levels, labels, instances, options), weights, strict=True)
+    ]
+    return sum(losses[1:], losses[0])
 
 
-def _terms_of_levels(
+def _problems(
     levels: Mapping[str, Tensor], labels: Tensor, instances: Instances, options: LocalOptions
-) -> Iterator[tuple[contrast.PairTerms, Tensor]]:
-    """The terms of each point (groups, n), and its label (groups, n), level by level."""
+) -> Iterator[tuple[contrast.Problem, Tensor]]:
+    """The contrast of the points (groups, n), and their labels (groups, n), level by level."""
     if instances is not None and options.pairs != "augmentations":
         cure = "Pass `pairs='augmentations'`, or leave them out."
         raise ValueError(message(f"no `instances` with pairs={options.pairs!r}", "`instances`", cure))
@@ -249,13 +246,13 @@ def _terms_of_levels(
         whole = check_labels(labels, features, name)
         if i == 0:  # what the labels hold is the same for all levels
             _warn_of_unlabelled(whole, options)
-        yield _terms(features, whole, instances, options)
+        yield _problem(features, whole, instances, options)
 
 
-def _terms(
+def _problem(
     features: Tensor, labels: Tensor, instances: Instances, options: LocalOptions
-) -> tuple[contrast.PairTerms, Tensor]:
-    """The terms of one level, and the labels of its points."""
+) -> tuple[contrast.Problem, Tensor]:
+    """The contrast of one level, and the labels of its points."""
     z, y = _sampled(features, labels, options)
     if options.pairs == "batch":
         z, y = rearrange(z, "b n d -> 1 (b n) d"), rearrange(y, "b n -> 1 (b n)")
@@ -265,10 +262,11 @@ def _terms(
         z, y = rearrange(z[order], "i a n d -> i (a n) d"), rearrange(y[order], "i a n -> i (a n)")
     anchor_mask, key_mask = _masks(y, options)
     # Rows are selected before anything is computed from them: points that take no part may hold NaN.
-    z = contrast.select(contrast.widened(z), key_mask)
+    z = contrast.select(z, key_mask)
     keys = key_ids = self_index = None
     if options.gather and options.pairs == "batch" and distributed.world() > 1:
         self_index = torch.arange(z.shape[1], device=z.device).expand(len(z), -1)
+        z = contrast.widened(z)
         keys, key_ids, key_mask = distributed.gather_points(z, y, key_mask)
     problem = contrast.pose(
         z,
@@ -283,7 +281,7 @@ def _terms(
         precision=features.dtype,
         unit=True,
     )
-    return contrast.terms(problem, options.impl), y
+    return problem, y
 
 
 def _sampled(features: Tensor, labels: Tensor, options: LocalOptions) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,10 @@
 """The primitive in Triton kernels; features are rounded to the wanted precision to be multiplied.
 
-Triton is imported with the first call, never before: only `launch` and the modules of kernels know it.
+Triton is imported with the first call, never before: only `arrange`, `launch` and the modules of kernels know it.
 """
 
 import importlib
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mmgl_losses.checks import message
 from mmgl_losses.contrast.problem import Gradients, Problem, Results, Upstream
-from mmgl_losses.contrast.ranges import Sorted, sort, unsort
 
-NORMALISES: bool = False
+NORMALISES: bool = True
 _INSTALLED = find_spec("triton") is not None
 _WIDEST = 256  # features
+FORMULAS = {"supcon": True, "supcon_in": False, "decoupled": True, "mmgl_local": False}  # whether they use the sum
 
 
 def refuses(problem: Problem) -> str | None:
@@ -42,29 +42,53 @@ def suits(problem: Problem) -> bool:
 
 def forward(problem: Problem) -> Results:
     """Log-sum-exps, sum of positive logits, and counts."""
-    launch, pairs = ready(apart(problem))
     with torch.cuda.device_of(problem.anchors):
-        results = *launch.forward(pairs, problem.precision), pairs.positive_sum(), *pairs.counts()
-        return Results(*(unsort(x, pairs.order) for x in results)).masked(problem.anchor_mask)
+        return kernels("launch").results(kernels("arrange").arrange(apart(problem)))
 
 
 def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) -> Gradients:
     """Gradients of the anchors and of the keys, each where it is `needed`."""
-    parted = apart(problem)
-    launch, pairs = ready(parted)
-    upstream = upstream.at(pairs.order)
-    if parted is not problem:
-        needed = needed[0], needed[0]
+    launch = kernels("launch")
     with torch.cuda.device_of(problem.anchors):
-        found = launch.backward(pairs, problem.precision, upstream, needed)
-        if upstream.positive_sum is not None:
-            more = pairs.positive_sum_backward(upstream.positive_sum, needed)
-            found = (x if y is None else y if x is None else x.add_(y) for x, y in zip(found, more, strict=True))
-        first, second = pairs.given(*found)
-        if parted is not problem and first is not None and second is not None:
-            first += second
-            second = None
-        return first, second
+        pairs = kernels("arrange").arrange(apart(problem))
+        return gradients(problem, pairs, launch.factors(pairs, upstream), needed)
+
+
+def takes(problem: Problem, formula: str) -> bool:
+    """Whether `losses` has the formula, and what it needs is known without waiting for the device."""
+    known = problem.limit is None or (problem.limit.device.type == "cpu" and problem.key_log_weights is None)
+    return formula in FORMULAS and known and problem.pairs > 0
+
+
+def losses(
+    problem: Problem, formula: str, *, negatives: bool, average: bool, weight: float = 1.0
+) -> tuple[Tensor, Any]:
+    """The mean loss of each group (G,), or the average of those of any anchor (), times `weight`.
+
+    And what `losses_backward` needs.
+    """
+    launch = kernels("launch")
+    with torch.cuda.device_of(problem.anchors):
+        pairs = kernels("arrange").arrange(apart(problem))
+        options = {"negatives": negatives, "average": average, "weight": weight, "total": FORMULAS[formula]}
+        return launch.losses(pairs, formula, **options)
+
+
+def losses_backward(problem: Problem, saved: Any, upstream: Tensor, needed: tuple[bool, bool]) -> Gradients:
+    """Gradients of anchors and keys from that of the loss, each where it is `needed`."""
+    pairs, factors = saved
+    with torch.cuda.device_of(problem.anchors):
+        pairs = pairs.of(apart(problem))
+        return gradients(problem, pairs, {pairs.shifted[0]: factors._replace(upstream=upstream)}, needed)
+
+
+def gradients(problem: Problem, pairs: Any, factors: Any, needed: tuple[bool, bool]) -> Gradients:
+    """Gradients of the problem as it was given, from those of its two sides."""
+    parted = pairs.problem.own != problem.own
+    first, second = kernels("launch").weigh(pairs, factors, (needed[0], needed[0]) if parted else needed)
+    if parted and first is not None and second is not None:
+        return first.add_(second), None
+    return first, second
 
 
 def apart(problem: Problem) -> Problem:
@@ -73,15 +97,14 @@ def apart(problem: Problem) -> Problem:
     Rows that are only one of the two make anchors and keys two sides, of the same features.
     """
     anchor_mask, key_mask = problem.anchor_mask, problem.key_mask
-    if not problem.own or key_mask is None or (anchor_mask is not None and anchor_mask.is_set_to(key_mask)):
+    if not problem.own or key_mask is None or anchor_mask is key_mask:
+        return problem
+    if anchor_mask is not None and anchor_mask.is_set_to(key_mask):
         return problem
     place = torch.arange(problem.ids.shape[1], device=problem.ids.device).expand_as(problem.ids)
     return replace(problem, keys=problem.anchors, key_ids=problem.ids, self_index=place)
 
 
-def ready(problem: Problem) -> tuple[Any, Sorted]:
-    """What launches the kernels, and the sorted problem as they read it."""
-    pairs = sort(problem)
-    tensors = {field.name: getattr(pairs, field.name) for field in fields(pairs)}
-    whole = {name: x.contiguous() for name, x in tensors.items() if isinstance(x, Tensor)}
-    return importlib.import_module("mmgl_losses.contrast.fused.launch"), replace(pairs, **whole)
+def kernels(module: str) -> Any:
+    """A module of this package that imports Triton."""
+    return importlib.import_module(f"{__name__}.{module}")

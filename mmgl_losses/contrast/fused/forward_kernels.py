@@ -8,6 +8,8 @@ With features scaled so that a product is a logit s in units of log 2, and c one
 its rows and its columns. `rows` forms all pairs of a tile of rows and needs no atomics; it serves separate keys,
 deterministic runs and, with a running maximum in place of c, logits of unknown range.
 
+With SUM they add up the logits of the positives as well, without weights, for formulas that use them.
+
 Both go through the pure tiles first (see `spans`), then through the mixed ones, in narrow tiles. Where the anchors are
 the keys, rows from `count` on are neither; those of `x` and `y` are zeros.
 A shift that is NaN says that no constant fits: the kernels that need one do nothing then, `rows` with a maximum
@@ -20,10 +22,9 @@ does its work only then, and nothing has to wait for the device to know.
 import triton
 import triton.language as tl
 
+from mmgl_losses.contrast.fused.arrange_kernels import INF
 from mmgl_losses.contrast.fused.spans import clip, mixed_tile, pure_tile, spans
 
-INF = tl.constexpr(float("inf"))
-LN_2 = tl.constexpr(0.6931471805599453)
 LOOSE = ["n", "m", "tiles", "chunks", "chunk"]  # values that come and go: no kernel of their own for each
 
 
@@ -37,9 +38,10 @@ def logits(b_x, p_y, i_y, o_y, o_d, D: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit(do_not_specialize=LOOSE)
 def credit(
     p_z, p_lo, p_hi, p_count, p_weight, p_shift, p_sums, n, padded, tiles, chunks, chunk,
-    BLOCK: tl.constexpr, NARROW: tl.constexpr, D: tl.constexpr, WEIGHTED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, NARROW: tl.constexpr, D: tl.constexpr, SUM: tl.constexpr, WEIGHTED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add to the sums (2, G, n) of both tiles of each pair; z is (G, padded, D).
+    """Add to the sums (3, G, n) of both tiles of each pair: exponentials of positives, of negatives, positive logits.
 
     A tile of rows meets itself and the tiles behind it, the pure ones `chunk` to a program.
     """
@@ -72,12 +74,17 @@ def credit(
     m_x = o_x < count
     b_x = tl.load(p_z + i_x.to(tl.int64) * D + o[:, None] * D + o_d[None, :])
     b_positives, b_negatives = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    b_total = tl.zeros([BLOCK], tl.float32)
     if WEIGHTED:
         b_w = tl.load(p_weight + o_x, m_x, 0.0)[:, None]
     for step in range(i_c * chunk, tl.minimum((i_c + 1) * chunk, pure)):
         t = first + step + tl.where(first + step >= q, b - q, 0)
         o_y = t * BLOCK + o
         _, b_s = logits(b_x, p_z, t * BLOCK, o, o_d, D, PRECISION)
+        if SUM:  # noqa: SIM102 - Triton leaves out what hangs on a constant alone
+            if t < q:
+                b_total += tl.sum(b_s, 1)
+                tl.atomic_add(p_sums + 2 * total + o_y, tl.sum(b_s, 0), sem="relaxed")
         b_row = tl.exp2(b_s - shift)  # shares of the rows, weighted by the keys that are columns
         b_column = b_row  # and the other way round
         if WEIGHTED:
@@ -98,7 +105,8 @@ def credit(
         o_y = i_y + o_n
         m_y = o_y < count
         _, b_s = logits(b_x, p_z, i_y, o_n, o_d, D, PRECISION)
-        b_row = tl.where(m_y[None, :] & m_x[:, None] & (o_x[:, None] != o_y[None, :]), tl.exp2(b_s - shift), 0.0)
+        m_pair = m_y[None, :] & m_x[:, None] & (o_x[:, None] != o_y[None, :])
+        b_row = tl.where(m_pair, tl.exp2(b_s - shift), 0.0)
         b_column = b_row
         if WEIGHTED:
             b_column = b_row * b_w
@@ -109,8 +117,15 @@ def credit(
         if t != i_t:
             tl.atomic_add(p_sums + o_y, tl.sum(tl.where(m_positive, b_column, 0.0), 0), m_y, sem="relaxed")
             tl.atomic_add(p_sums + total + o_y, tl.sum(tl.where(m_positive, 0.0, b_column), 0), m_y, sem="relaxed")
+        if SUM:
+            b_s = tl.where(m_pair & m_positive, b_s, 0.0)
+            b_total += tl.sum(b_s, 1)
+            if t != i_t:
+                tl.atomic_add(p_sums + 2 * total + o_y, tl.sum(b_s, 0), m_y, sem="relaxed")
     tl.atomic_add(p_sums + o_x, b_positives, m_x, sem="relaxed")
     tl.atomic_add(p_sums + total + o_x, b_negatives, m_x, sem="relaxed")
+    if SUM:
+        tl.atomic_add(p_sums + 2 * total + o_x, b_total, m_x, sem="relaxed")
 
 
 @triton.jit
@@ -122,13 +137,8 @@ def merge(b_s, b_max, b_sum):
 
 
 @triton.jit
-def terms(
-    b_x, p_y, p_weight, i_y, o, o_d, own, end, shift,
-    D: tl.constexpr, SELF: tl.constexpr, WEIGHTED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """A tile of weighted exponentials where SHIFTED, else of logits; nothing for an anchor's own key that is given."""
-    o_y = i_y + o
-    _, b_s = logits(b_x, p_y, i_y, o, o_d, D, PRECISION)
+def terms(b_s, p_weight, o_y, end, own, shift, SELF: tl.constexpr, WEIGHTED: tl.constexpr, SHIFTED: tl.constexpr):
+    """From a tile of logits to weighted exponentials where SHIFTED, else to logits; nothing for a key that is given."""
     if SHIFTED:
         b_s = tl.exp2(b_s - shift)
     if WEIGHTED:
@@ -141,12 +151,12 @@ def terms(
 
 @triton.jit(do_not_specialize=LOOSE)
 def rows(
-    p_x, p_y, p_lo, p_hi, p_itself, p_count, p_weight, p_shift, p_positives, p_negatives,
+    p_x, p_y, p_lo, p_hi, p_itself, p_count, p_weight, p_shift, p_parts,
     n, m, x_padded, y_padded, tiles, chunks,
-    BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, NARROW: tl.constexpr, D: tl.constexpr, SELF: tl.constexpr,
-    WEIGHTED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, NARROW: tl.constexpr, D: tl.constexpr, SUM: tl.constexpr,
+    SELF: tl.constexpr, WEIGHTED: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exps (chunks, G, n) of tiles of rows, each chunk over a share of the keys, in units of 1.
+    """Parts (chunks, 3, G, n), each chunk over a share of the keys: log-sum-exps of positives, of negatives, the sum.
 
     SELF: "none", "same" (row i is key i) or "given". Weights are w where SHIFTED, else log2 w.
     """
@@ -171,6 +181,7 @@ def rows(
     b_x = tl.load(p_x + i_x.to(tl.int64) * D + o_r[:, None] * D + o_d[None, :])
     b_positives, b_negatives = tl.zeros([BLOCK_X], tl.float32), tl.zeros([BLOCK_X], tl.float32)
     b_max_p, b_max_n = tl.full([BLOCK_X], -INF, tl.float32), tl.full([BLOCK_X], -INF, tl.float32)
+    b_total = tl.zeros([BLOCK_X], tl.float32)
     if i_x < size:
         last = tl.minimum(i_x + BLOCK_X, size) - 1
         a, p, d0, d1, q, b, whole, pure, mixed = spans(p_lo, p_hi, i_x, last, count, BLOCK_Y, SELF == "same")
@@ -178,10 +189,13 @@ def rows(
         o = tl.arange(0, BLOCK_Y)
         for step in range(i_c * pure // chunks, (i_c + 1) * pure // chunks):
             t = pure_tile(step, a, p, d0, d1, q, b)
-            b_s = terms(
-                b_x, p_y, p_weight, t * BLOCK_Y, o, o_d, own, count, shift, D, SELF, WEIGHTED, SHIFTED, PRECISION
-            )  # fmt: skip
+            o_y = t * BLOCK_Y + o
             positive = (t >= p) & (t < q)
+            _, b_s = logits(b_x, p_y, t * BLOCK_Y, o, o_d, D, PRECISION)
+            if SUM:
+                b_other = tl.where(o_y[None, :] == own, 0.0, b_s) if SELF == "given" else b_s
+                b_total += tl.where(positive, tl.sum(b_other, 1), 0.0)
+            b_s = terms(b_s, p_weight, o_y, count, own, shift, SELF, WEIGHTED, SHIFTED)
             if SHIFTED:
                 b_sum = tl.sum(b_s, 1)
                 b_positives += tl.where(positive, b_sum, 0.0)
@@ -197,12 +211,15 @@ def rows(
         each: tl.constexpr = BLOCK_Y // NARROW
         for step in tl.range(i_c * mixed // chunks * each, (i_c + 1) * mixed // chunks * each, num_stages=1):
             i_y = mixed_tile(step // each, a, p, d0, d1, q, b, whole) * BLOCK_Y + step % each * NARROW
-            o_y = (i_y + o_n)[None, :]
-            b_s = terms(b_x, p_y, p_weight, i_y, o_n, o_d, own, count, shift, D, SELF, WEIGHTED, SHIFTED, PRECISION)
-            m_part = o_y < count
-            if SELF == "same":
-                m_part = m_part & (o_y != own)
-            m_positive = (o_y >= lo) & (o_y < hi)
+            o_y = i_y + o_n
+            _, b_s = logits(b_x, p_y, i_y, o_n, o_d, D, PRECISION)
+            m_part = (o_y < count)[None, :]
+            if SELF != "none":
+                m_part = m_part & (o_y[None, :] != own)
+            m_positive = (o_y[None, :] >= lo) & (o_y[None, :] < hi)
+            if SUM:
+                b_total += tl.sum(tl.where(m_part & m_positive, b_s, 0.0), 1)
+            b_s = terms(b_s, p_weight, o_y, count, own, shift, "none", WEIGHTED, SHIFTED)
             nothing = 0.0 if SHIFTED else -INF
             b_p = tl.where(m_part & m_positive, b_s, nothing)
             b_n = tl.where(m_part & ~m_positive, b_s, nothing)
@@ -215,18 +232,8 @@ def rows(
     if SHIFTED:
         b_max_p = tl.full([BLOCK_X], 0.0, tl.float32) + shift
         b_max_n = b_max_p
-    out = (i_c.to(tl.int64) * groups + i_g) * n + o_x
-    tl.store(p_positives + out, (b_max_p + tl.log2(b_positives)) * LN_2, o_x < n)
-    tl.store(p_negatives + out, (b_max_n + tl.log2(b_negatives)) * LN_2, o_x < n)
-
-
-@triton.jit(do_not_specialize=["size"])
-def finish(p_sums, p_shift, p_positives, p_negatives, size, BLOCK: tl.constexpr):
-    """From the sums (2, size) of `credit` to log-sum-exps, in units of 1."""
-    shift = tl.load(p_shift)
-    if shift != shift:
-        return
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = o < size
-    tl.store(p_positives + o, (tl.log2(tl.load(p_sums + o, mask, 1.0)) + shift) * LN_2, mask)
-    tl.store(p_negatives + o, (tl.log2(tl.load(p_sums + size + o, mask, 1.0)) + shift) * LN_2, mask)
+    out = (i_c.to(tl.int64) * 3 * groups + i_g) * n + o_x
+    tl.store(p_parts + out, b_max_p + tl.log2(b_positives), o_x < n)
+    tl.store(p_parts + groups.to(tl.int64) * n + out, b_max_n + tl.log2(b_negatives), o_x < n)
+    if SUM:
+        tl.store(p_parts + 2 * groups.to(tl.int64) * n + out, b_total, o_x < n)

@@ -1,277 +1,197 @@
-"""What the host does for the kernels: operands, tiles, the choice of path, and the order of launches.
-
-Nothing here waits for the device: where the range of the logits is known on the device alone, both paths are
-launched, and the one that is not meant leaves at once.
-"""
+"""The order of launches: sums of pairs, what they end in, and gradients."""
 # Triton types a kernel as the function it is written as, not as what takes a grid, tensors and options.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmgl_losses.contrast.fused import backward_kernels as gradients
+from mmgl_losses.contrast.fused import finish_kernels as ends
 from mmgl_losses.contrast.fused import forward_kernels as sums
-from mmgl_losses.contrast.problem import Upstream
-from mmgl_losses.contrast.ranges import Sorted
-
-LOG2_E = 1 / math.log(2)
-VECTOR = 1024  # elements of a program that works on vectors
-PROGRAMS = 256  # programs that fill a large device; fewer are cut along the other side too
-WAVES = 8  # times that many programs share the forward's work, so that none is left alone at the end
-NARROW = 32  # columns of a mixed tile at most: what masks need is held in registers for each
+from mmgl_losses.contrast.fused import plan
+from mmgl_losses.contrast.fused.arrange import LOG2_E, Pairs, Side
+from mmgl_losses.contrast.problem import Gradients, Results, Upstream
 
 
-class Tile(NamedTuple):
-    """How a kernel cuts its work: `x` rows against `y` columns, powers of two of at least 16."""
+class Parts(NamedTuple):
+    """Sums over pairs, in the order of places."""
 
-    x: int
-    y: int
-    warps: int
-    stages: int
+    parts: Tensor  #: (chunks, 3, G, N) log-sum-exps of `rows`, or (1, 3, G, N) sums of `credit`
+    credit: bool  #: the second
+    shifted: tuple[bool, ...]  #: with the shift, with maxima instead, or with what turns out to fit
 
 
-def tile(kernel: str, dtype: torch.dtype, width: int, major: int) -> Tile:
-    """The tile of the kernel "credit" (a square), "rows" or "weigh".
+def sum_pairs(pairs: Pairs, *, total: bool) -> list[Parts]:
+    """Sums over positives and negatives, and of positive logits if their `total` is wanted.
 
-    For operands of a type and a padded width on a device of compute capability `major`: from 9 to 11 tensor cores
-    read float32 operands from shared memory, the others hold three products' worth of them in registers.
+    One for each way of summing that is launched: those that are not meant hold nothing.
     """
-    if dtype == torch.float32:
-        if not 9 <= major <= 11 or width > 128:
-            return Tile(32, 32, 4, 2 if width <= 128 else 1)
-        return Tile(64, 32, 8, 2) if kernel == "weigh" else Tile(64, 64, 8, 2)
-    if width > 128:
-        return Tile(64, 64, 8 if kernel == "weigh" else 4, 2)
-    if kernel == "credit" and not 10 <= major <= 11:  # there a thread has a whole row: what columns need is too much
-        return Tile(128, 128, 4, 2)
-    return Tile(64, 64, 4, 2)
+    few = max(pairs.problem.ids.shape[1], pairs.problem.others.shape[1]) <= plan.FEW
+    plain = pairs.own and pairs.shifted[0] and not few
+    credited = plain and not torch.are_deterministic_algorithms_enabled()
+    found = [Parts(credit(pairs, total=total), True, (True,))] if credited else []
+    left = pairs.shifted[credited:]
+    return [*found, Parts(rows(pairs, left, total=total), False, left)] if left else found
 
 
-def cut_for(kernel: str, pairs: Sorted, dtype: torch.dtype) -> Tile:
-    """The tile of a kernel for a problem on its device."""
-    return tile(kernel, dtype, padded_width(pairs.anchors.shape[2]), major_of(pairs.anchors.device))
-
-
-def major_of(device: torch.device) -> int:
-    """The first number of a device's compute capability."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
-
-
-def narrow(columns: int, dtype: torch.dtype) -> int:
-    """The columns of a mixed tile: half as many where operands are kept in three parts."""
-    return min(NARROW // 2 if dtype == torch.float32 else NARROW, columns)
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How tensor cores multiply: float32 as three products of tf32, which keeps float32's accuracy."""
-    return "tf32x3" if dtype == torch.float32 else "tf32"
-
-
-def ceil(a: int, b: int) -> int:
-    """Quotient, rounded up."""
-    return -(-a // b)
-
-
-def padded_width(width: int) -> int:
-    """The least power of two that holds a feature and that a product can run over."""
-    return 1 << max(4, (width - 1).bit_length())
-
-
-def pack(x: Tensor, scale: float, dtype: torch.dtype, tile: Tile) -> Tensor:
-    """(G, N, D) times `scale`, rounded once to `dtype`, with zeros up to whole tiles and a power of two."""
-    groups, n, width = x.shape
-    rows = ceil(n, max(tile.x, tile.y)) * max(tile.x, tile.y)
-    packed = x.new_zeros((groups, rows, padded_width(width)), dtype=dtype)
-    torch.mul(x.detach(), scale, out=packed[:, :n, :width])
-    return packed
-
-
-def operands(pairs: Sorted, dtype: torch.dtype, tile: Tile) -> tuple[Tensor, Tensor]:
-    """Both sides of the products, which are logits in units of log 2; one tensor where the anchors are the keys."""
-    factor = pairs.scale * LOG2_E
-    if pairs.keys is None:
-        x = pack(pairs.anchors, factor**0.5, dtype, tile)
-        return x, x
-    return pack(pairs.anchors, factor, dtype, tile), pack(pairs.keys, 1.0, dtype, tile)
-
-
-class Path(NamedTuple):
-    """The exponentials' common shift, and whether to launch what uses it, what uses maxima instead, or both."""
-
-    shift: Tensor  # 0-d float32, over log 2; NaN where no constant fits
-    shifted: tuple[bool, ...]
-    weights: dict[bool, Tensor]  # of the keys: w with a shift, log2 w with maxima
-
-
-def path(pairs: Sorted, dtype: torch.dtype) -> Path:
-    """Choose the shift c with which every exp(s - c) and every sum of them is a normal number.
-
-    Normal for all pairs: c <= -log(tiny) - limit; no overflow of a sum: c >= limit + log(M) - log(max).
-    """
-    device, log_weights = pairs.anchors.device, pairs.log_weights
-    if log_weights is None:
-        weights = dict.fromkeys((True, False), pairs.anchors)  # not read
-    else:
-        weights = {True: log_weights.exp(), False: log_weights * LOG2_E}
-    if pairs.limit is None:
-        return Path(torch.full((), math.nan, device=device), (False,), weights)
-    info, keys = torch.finfo(torch.float32), pairs.others
-    slack = 0.1 - math.log(info.max) + math.log(max(keys.shape[1], 1))
-    rounding = 1 + 2 * torch.finfo(dtype).eps
-    if log_weights is None and pairs.limit.device.type == "cpu":
-        reach = pairs.limit.item() * rounding
-        shift = max(0.0, reach + slack)
-        fits = shift <= -math.log(info.tiny) - reach
-        return Path(torch.full((), shift * LOG2_E if fits else math.nan, device=device), (fits,), weights)
-    reach = pairs.limit.to(device, torch.float32, non_blocking=True) * rounding
-    if log_weights is not None:
-        reach = reach + log_weights.abs().max()
-    shift = (reach + slack).clamp(min=0.0)
-    fits = shift <= -math.log(info.tiny) - reach
-    return Path(torch.where(fits, shift * LOG2_E, math.nan), (True, False), weights)
-
-
-class Ranges(NamedTuple):
-    """What kernels read of `Sorted`, in 32 bits."""
-
-    lo: Tensor  #: (G, rows of x): positives of x are lo <= y < hi
-    hi: Tensor
-    part: Tensor  #: (G,) keys that take part
-    itself: Tensor  #: (G, N); `lo`, which is not read, where no anchor has a key of its own among others
-
-
-def ranges(pairs: Sorted) -> Ranges:
-    """The ranges of the anchors.
-
-    Where the anchors are the keys, kernels read off one of two points what holds for both, so the ends of ranges of
-    ids, which rounding may have moved, follow from their beginnings there.
-    """
-    lo, hi = pairs.lo, pairs.hi
-    if pairs.keys is None and pairs.ranges:
-        place = torch.arange(lo.shape[1], device=lo.device)
-        begin = lo.where(place < pairs.count[:, None], lo.shape[1])
-        hi = torch.searchsorted(begin, place.expand_as(lo).contiguous(), right=True)
-    lo, hi, part = lo.int(), hi.int(), pairs.count.int().contiguous()
-    return Ranges(lo, hi, part, lo if pairs.itself is None else pairs.itself.int())
-
-
-def of_keys(found: Ranges, keys: int) -> Ranges:
-    """The same of the keys: of which anchors, which are sorted too, each is a positive."""
-    place = torch.arange(keys, device=found.lo.device, dtype=torch.int32).expand(len(found.lo), -1).contiguous()
-    lo, hi = (torch.searchsorted(end, place, right=True, out_int32=True) for end in (found.hi, found.lo))
-    return found._replace(lo=lo, hi=hi)
-
-
-def shares(programs: int, most: int) -> int:
-    """Into how many parts to cut the other side, so that there are enough programs."""
-    return max(1, min(PROGRAMS // max(programs, 1), most))
-
-
-def forward(pairs: Sorted, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over positives and over negatives, each (G, N) float32; -inf where there are none."""
-    (groups, n), m = pairs.lo.shape, pairs.others.shape[1]
-    results = [torch.full(pairs.lo.shape, -torch.inf, device=pairs.lo.device) for _ in range(2)]
-    if not groups * n * m:
-        return results[0], results[1]
-    way = path(pairs, dtype)
-    credited = pairs.keys is None and way.shifted[0] and not torch.are_deterministic_algorithms_enabled()
-    by_rows = way.shifted[credited:]
-    if by_rows:
-        results = rows(pairs, dtype, way, by_rows)
-    if credited:
-        totals = credit(pairs, dtype, way)
-        grid = (ceil(groups * n, VECTOR),)
-        sums.finish[grid](totals, way.shift, *results, groups * n, BLOCK=VECTOR)
-    return results[0], results[1]
-
-
-def credit(pairs: Sorted, dtype: torch.dtype, way: Path) -> Tensor:
-    """Sums of exponentials (2, G, N), each pair of tiles formed once."""
-    (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
-    cut, found = cut_for("credit", pairs, dtype), ranges(pairs)
-    z, _ = operands(pairs, dtype, cut)
-    tiles = ceil(n, cut.x)
-    chunk = max(4, ceil(groups * tiles * tiles, 2 * WAVES * PROGRAMS))  # tiles of a program
-    chunks = ceil(tiles, chunk)
-    totals = pairs.lo.new_zeros((2, groups, n), dtype=torch.float32)
+def credit(pairs: Pairs, *, total: bool) -> Tensor:
+    """Sums of exponentials and of logits (1, 3, G, N), each pair of tiles formed once."""
+    z, dtype, (groups, n) = pairs.anchors.operand, pairs.problem.precision, pairs.problem.ids.shape
+    cut = plan.cut_for("credit", dtype, z.shape[2], z.device)
+    tiles = plan.ceil(n, cut.x)
+    chunk = max(4, plan.ceil(groups * tiles * tiles, 2 * plan.WAVES * plan.PROGRAMS))  # tiles of a program
+    chunks = plan.ceil(tiles, chunk)
+    found = torch.zeros((1, 3, groups, n), device=z.device)
     sums.credit[(groups * tiles * chunks,)](
-        z, found.lo, found.hi, found.part, way.weights[True], way.shift, totals, n, z.shape[1], tiles, chunks, chunk,
-        BLOCK=cut.x, NARROW=narrow(cut.x, dtype), D=width, WEIGHTED=pairs.log_weights is not None,
-        PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
+        z, pairs.anchors.lo, pairs.anchors.hi, pairs.number, pairs.weights[True], pairs.shift, found,
+        n, z.shape[1], tiles, chunks, chunk,
+        BLOCK=cut.x, NARROW=plan.narrow(cut.x, dtype), D=z.shape[2], SUM=total, WEIGHTED=weighted(pairs),
+        PRECISION=plan.precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
-    return totals
+    return found
 
 
-def rows(pairs: Sorted, dtype: torch.dtype, way: Path, shifted: tuple[bool, ...]) -> list[Tensor]:
-    """Log-sum-exps (G, N) over positives and over negatives, every pair formed on its own."""
-    (groups, n), width = pairs.lo.shape, padded_width(pairs.anchors.shape[2])
-    cut, found = cut_for("rows", pairs, dtype), ranges(pairs)
-    x, y = operands(pairs, dtype, cut)
-    m = pairs.others.shape[1]
-    tiles = ceil(n, cut.x)
-    chunks = shares(groups * tiles, ceil(m, cut.y))
-    parts = [pairs.lo.new_empty((chunks, groups, n), dtype=torch.float32) for _ in range(2)]
+def rows(pairs: Pairs, shifted: tuple[bool, ...], *, total: bool) -> Tensor:
+    """Log-sum-exps and sums (chunks, 3, G, N), every pair formed on its own."""
+    x, y, dtype = pairs.anchors.operand, pairs.keys.operand, pairs.problem.precision
+    (groups, n), m = pairs.problem.ids.shape, pairs.problem.others.shape[1]
+    cut = plan.cut_for("rows", dtype, x.shape[2], x.device)
+    tiles = plan.ceil(n, cut.x)
+    chunks = plan.chunks(groups * tiles, n, m, cut.y)
+    found = torch.empty((chunks, 3, groups, n), device=x.device)
     for constant in shifted:
         sums.rows[(groups * tiles * chunks,)](
-            x, y, found.lo, found.hi, found.itself, found.part, way.weights[constant], way.shift, *parts,
-            n, m, x.shape[1], y.shape[1], tiles, chunks,
-            BLOCK_X=cut.x, BLOCK_Y=cut.y, NARROW=narrow(cut.y, dtype), D=width, SELF=self_kind(pairs),
-            WEIGHTED=pairs.log_weights is not None, SHIFTED=constant, PRECISION=precision(dtype), num_warps=cut.warps,
-            num_stages=cut.stages,
+            x, y, pairs.anchors.lo, pairs.anchors.hi, pairs.itself, pairs.number, pairs.weights[constant], pairs.shift,
+            found, n, m, x.shape[1], y.shape[1], tiles, chunks,
+            BLOCK_X=cut.x, BLOCK_Y=cut.y, NARROW=plan.narrow(cut.y, dtype), D=x.shape[2], SUM=total,
+            SELF=pairs.self_kind, WEIGHTED=weighted(pairs), SHIFTED=constant, PRECISION=plan.precision(dtype),
+            num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
-    return [part.logsumexp(0) if chunks > 1 else part[0] for part in parts]
+    return found
 
 
-def self_kind(pairs: Sorted) -> str:
-    """Which key is an anchor itself: "same" row, "given" as an index, or "none"."""
-    return "same" if pairs.keys is None else "none" if pairs.itself is None else "given"
+def weighted(pairs: Pairs) -> bool:
+    """Keys have weights."""
+    return pairs.problem.key_log_weights is not None
 
 
-def backward(
-    pairs: Sorted, dtype: torch.dtype, upstream: Upstream, needed: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the anchors and of the keys by the log-sum-exps, float32, each where it is `needed`."""
-    (groups, n), m = pairs.lo.shape, pairs.others.shape[1]
-    if not groups * n * m:
-        return torch.zeros_like(pairs.anchors), None if pairs.keys is None else torch.zeros_like(pairs.keys)
-    way, gain = path(pairs, dtype), 2.0**14 if dtype == torch.float16 else 1.0
-    p, q = (x.float().contiguous() for x in upstream.gradients)
-    largest = torch.maximum(torch.linalg.vector_norm(p, torch.inf), torch.linalg.vector_norm(q, torch.inf))
-    width = padded_width(pairs.anchors.shape[2])
-    cut = cut_for("weigh", pairs, dtype)
-    x, y = operands(pairs, dtype, cut)
-    found = ranges(pairs)
-    # Of each gradient: x and y, whether x are anchors (W) and keys (its transpose), rows of x and of y, and y's factor
-    # over that of the logits.
-    sides = [(x, y, True, True, n, n, (LOG2_E / pairs.scale) ** 0.5)]
-    if pairs.keys is not None:
-        sides = [(x, y, True, False, n, m, 1 / pairs.scale), (y, x, False, True, m, n, LOG2_E)]
-    # Tensors of their own: Triton compiles kernels anew where memory does not begin at a round address.
-    factors = {
-        shifted: [pairs.lo.new_empty((2, groups, n), dtype=torch.float32) for _ in range(2)] for shifted in way.shifted
-    }
-    for shifted, (factor, log) in factors.items():
-        gradients.factors[(ceil(groups * n, VECTOR),)](
-            p, q, *upstream.logsumexps, way.shift, largest, factor, log, groups * n,
-            BLOCK=VECTOR, GAIN=gain, SHIFTED=shifted,
+def read(pairs: Pairs, parts: Parts) -> tuple[tuple[int, int], list[Tensor], dict[str, object]]:
+    """How many programs end the forward and how many in a group; what each end reads, and the options of reading."""
+    groups, n = pairs.problem.ids.shape
+    mask = pairs.problem.anchor_mask
+    tensors = [
+        parts.parts, pairs.anchors.lo, pairs.anchors.hi, pairs.itself, pairs.number, pairs.anchors.order,
+        pairs.number if mask is None else mask.contiguous(), pairs.shift,
+    ]  # fmt: skip
+    blocks = plan.ceil(n, plan.VECTOR)
+    options = {"BLOCK": plan.VECTOR, "SELF": pairs.self_kind, "MASKED": mask is not None, "CREDIT": parts.credit}
+    return (groups * blocks, blocks), tensors, options
+
+
+def results(pairs: Pairs) -> Results:
+    """Log-sum-exps, sums of positive logits and counts, in the order of the anchors as given."""
+    shape, device = pairs.problem.ids.shape, pairs.shift.device
+    found = Results(
+        *(torch.empty(shape, device=device) for _ in range(3)),
+        *(torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2)),
+    )
+    for parts in sum_pairs(pairs, total=True):
+        (programs, blocks), tensors, options = read(pairs, parts)
+        both, shifted = len(parts.shifted) > 1, parts.shifted[0]
+        ends.results[(programs,)](
+            *tensors, *found, shape[1], len(parts.parts), blocks, **options, SHIFTED=shifted, BOTH=both
+        )
+    return found
+
+
+class Factors(NamedTuple):
+    """What multiplies the exponentials of each pair in the gradient, as `weigh` takes it."""
+
+    factor: Tensor  #: (3, G, N), of positives, of negatives, and of the sum
+    log: Tensor  #: (2, G, N) log-sum-exps over log 2; not read with a shift
+    share: Tensor  #: (G + 1,) of each group, then of all: what the factors are worth
+    upstream: Tensor  #: the same of each group (G,), or of all (): the gradient of a loss, once it is known
+
+
+def losses(
+    pairs: Pairs, name: str, *, negatives: bool, average: bool, weight: float, total: bool
+) -> tuple[Tensor, tuple[Pairs, Factors]]:
+    """The weighted mean loss of each group, or the average of those, by a formula; and what the backward needs."""
+    (groups, n), device, (shifted,) = pairs.problem.ids.shape, pairs.shift.device, pairs.shifted
+    (parts,) = sum_pairs(pairs, total=total)
+    (programs, blocks), tensors, options = read(pairs, parts)
+    loss = torch.empty(() if average else (groups,), device=device)
+    factor, log = (torch.empty((k, groups, n), device=device) for k in (3, 2))
+    partial, share = torch.empty((2, programs), device=device), torch.empty((groups + 1,), device=device)
+    ends.losses[(programs,)](
+        *tensors, factor, log, partial, pairs.ticket, loss, share, n, len(parts.parts), blocks, weight, **options,
+        SHIFTED=shifted, NAME=name, NEGATIVES=negatives, AVERAGE=average, GAIN=plan.gain(pairs.problem.precision),
+    )  # fmt: skip
+    return loss, (pairs, Factors(factor, log, share, share))
+
+
+def factors(pairs: Pairs, upstream: Upstream) -> dict[bool, Factors]:
+    """From upstream gradients, by the way of summing."""
+    (groups, n), device = pairs.problem.ids.shape, pairs.shift.device
+    given = [x.float().contiguous() for x in (*upstream.gradients, upstream.positive_sum) if x is not None]
+    largest = torch.stack([torch.linalg.vector_norm(x, torch.inf) for x in given]).amax()
+    found, blocks = {}, plan.ceil(n, plan.VECTOR)
+    for shifted in pairs.shifted:
+        factor, log = (torch.empty((k, groups, n), device=device) for k in (3, 2))
+        share = torch.empty((groups + 1,), device=device)
+        gradients.factors[(groups * blocks,)](
+            *given[:2], given[-1], *(x.contiguous() for x in upstream.logsumexps), pairs.anchors.order, pairs.shift,
+            largest, factor, log, share, n, blocks,
+            BLOCK=plan.VECTOR, GAIN=plan.gain(pairs.problem.precision), SUM=len(given) > 2, SHIFTED=shifted,
         )  # fmt: skip
-    grads: list[Tensor | None] = [None, None]
-    for i, (a, b, anchors, keys, size, other, scale) in enumerate(sides):
-        if not needed[i]:
-            continue
-        tiles, of_x = ceil(size, cut.x), found if anchors else of_keys(found, m)
-        chunks = shares(groups * tiles, ceil(other, cut.y))
-        parts = a.new_empty((chunks, groups, size, pairs.anchors.shape[2]), dtype=torch.float32)
-        for shifted, (factor, log) in factors.items():
-            gradients.weigh[(groups * tiles * chunks,)](
-                a, b, of_x.lo, of_x.hi, of_x.itself, factor, log, of_x.part, way.weights[shifted], way.shift,
-                largest, parts, n, m, a.shape[1], b.shape[1], tiles, chunks, 1 / (scale * gain),
-                BLOCK_X=cut.x, BLOCK_Y=cut.y, NARROW=narrow(cut.y, dtype), D=width, WIDTH=parts.shape[3], ROWS=anchors,
-                COLUMNS=keys, SELF=self_kind(pairs), WEIGHTED=pairs.log_weights is not None, SHIFTED=shifted,
-                PRECISION=precision(dtype), num_warps=cut.warps, num_stages=cut.stages,
-            )  # fmt: skip
-        grads[i] = parts.sum(0) if chunks > 1 else parts[0]
-    return grads[0], grads[1]
+        found[shifted] = Factors(factor, log, share, share)
+    return found
+
+
+def weigh(pairs: Pairs, found: dict[bool, Factors], needed: tuple[bool, bool]) -> Gradients:
+    """Gradients of the anchors and of the keys, in their order and type, each where it is `needed`."""
+    scale = pairs.problem.scale
+    if pairs.own:
+        return side(pairs, found, pairs.anchors, pairs.anchors, (scale / LOG2_E) ** 0.5, rows=True, columns=True), None
+    first = second = None
+    if needed[0]:
+        first = side(pairs, found, pairs.anchors, pairs.keys, scale, rows=True, columns=False)
+    if needed[1]:
+        second = side(pairs, found, pairs.keys, pairs.anchors, 1 / LOG2_E, rows=False, columns=True)
+    return first, second
+
+
+def side(
+    pairs: Pairs, found: dict[bool, Factors], x: Side, y: Side, scale: float, *, rows: bool, columns: bool
+) -> Tensor:
+    """The gradient of the points of a side x: as anchors (`rows`), as keys (`columns`), or both."""
+    problem, dtype, width = pairs.problem, pairs.problem.precision, x.points.shape[2]
+    (groups, n), m = problem.ids.shape, problem.others.shape[1]
+    size, other = x.points.shape[1], y.points.shape[1]
+    cut = plan.cut_for("weigh", dtype, width, x.points.device)
+    tiles = plan.ceil(size, cut.x)
+    chunks = plan.chunks(groups * tiles, size, other, cut.y)
+    out = torch.empty_like(x.points)
+    parts = torch.empty((chunks, groups, size, width), device=out.device)
+    for shifted, given in found.items():
+        upstream = given.upstream
+        gradients.weigh[(groups * tiles * chunks,)](
+            x.operand, y.operand, x.lo, x.hi, pairs.itself, given.factor, given.log, pairs.number,
+            pairs.weights[shifted], pairs.shift, given.share, upstream, parts, x.points, x.order, out,
+            n, m, x.operand.shape[1], y.operand.shape[1], tiles, chunks, scale / plan.gain(dtype),
+            upstream.stride(0) if upstream.ndim else 0, *x.points.stride(), *out.stride(),
+            BLOCK_X=cut.x, BLOCK_Y=cut.y, NARROW=plan.narrow(cut.y, dtype), D=x.operand.shape[2], WIDTH=width,
+            ROWS=rows, COLUMNS=columns, SELF=pairs.self_kind, WEIGHTED=weighted(pairs), SHIFTED=shifted,
+            UNIT=problem.unit, WHOLE=chunks == 1, PRECISION=plan.precision(dtype),
+            num_warps=cut.warps, num_stages=cut.stages,
+        )  # fmt: skip
+    if chunks > 1:
+        at_once = gradients.ROWS_AT_ONCE.value
+        blocks = plan.ceil(size, at_once)
+        gradients.add_up[(groups * blocks,)](
+            parts, x.points, x.order, pairs.number, out, size, blocks, chunks, *x.points.stride(), *out.stride(),
+            BLOCK=at_once, D=x.operand.shape[2], WIDTH=width, UNIT=problem.unit, COLUMNS=columns,
+        )  # fmt: skip
+    return out
