@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +34,7 @@ coarsest ones: such networks interpolate their logits, or have none. *Reported*:
 and the report says which others exist, and why they cannot be tapped as they are. *Calls*: in training, modules run once
 more for another branch, and `calls` says which call the heads take.
 
-**{passed} of {count} pass.** {failures}
+**{passed} of {count} pass.**{failures}
 
 | network | encoder | decoder | result |
 |---|---|---|---|
@@ -86,7 +87,7 @@ def page(trials: dict[str, Trial]) -> str:
     text = PAGE.format(
         count=len(trials),
         passed=len(trials) - len(failed),
-        failures=f"The {len(failed)} that do not are at the end, with what went wrong." if failed else "",
+        failures=_remarks(failed, [name for name in ZOO if name not in trials]),
         versions=", ".join(f"{name} {installed}" for name in PACKAGES if (installed := _installed(name))),
         python=platform.python_version(),
         threads=torch.get_num_threads(),
@@ -104,6 +105,12 @@ def page(trials: dict[str, Trial]) -> str:
         text += "The first expectation was another one here; it was changed after a look at the network, for the reason given.\n\n"
         text += "".join(f"- **{name}**: {reason}\n" for name, reason in revised.items())
     return text
+
+
+def _remarks(failed: Collection[str], absent: Sequence[str]) -> str:
+    """What the number of those that pass does not say."""
+    text = f" The {len(failed)} that do not are at the end, with what went wrong." if failed else ""
+    return text + (f" Not run: {'; '.join(absent)}." if absent else "")
 
 
 def _installed(name: str) -> str:
