@@ -89,7 +89,7 @@ rule("augmentations are neighbours instead of halves",
 
 # Places and types
 rule("places are off by half a cell",
-     {"2 * torch.arange(A) + 1": "2 * torch.arange(A)"},
+     {"2 * torch.arange(A, device=B) + 1": "2 * torch.arange(A, device=B)"},
      "test_sampling::test_places_hold_the_points")
 rule("the last, smaller cell of a stride is lost",
      {"-(-A // B)": "max(A // B, 1)"},
