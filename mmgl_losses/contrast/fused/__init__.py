@@ -87,7 +87,8 @@ def gradients(problem: Problem, pairs: Any, factors: Any, needed: tuple[bool, bo
     parted = pairs.problem.own != problem.own
     first, second = kernels("launch").weigh(pairs, factors, (needed[0], needed[0]) if parted else needed)
     if parted and first is not None and second is not None:
-        return first.add_(second), None
+        first += second
+        return first, None
     return first, second
 
 
