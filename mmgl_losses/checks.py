@@ -51,6 +51,8 @@ def choice(name: str, value: object, options: Collection[int]) -> None:
 
 def _plain(value: object) -> object:
     """A number of numpy, or a tensor or array of no axes, as a number of Python; anything else as it is."""
+    if isinstance(value, (int, float)):  # of compiled code it may be a symbol, which is asked for nothing else
+        return value
     if getattr(value, "ndim", None) != 0 or (isinstance(value, Tensor) and value.dtype == torch.bool):
         return value
     return value.item()  # pyright: ignore[reportAttributeAccessIssue]

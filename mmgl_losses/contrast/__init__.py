@@ -195,8 +195,9 @@ def terms(problem: Problem, impl: str) -> PairTerms:
     """The terms (G, N) of a problem that is checked."""
     problem = problem.widened()
     positives, negatives, total, *counts = operation.contrast(problem, impl)
-    if problem.unit and checks.readable(total) and total.all():  # the usual case: each row has a direction, or is NaN
-        itself = total * 0 + problem.scale
+    nothing = total * 0 if problem.unit and checks.readable(total) else None
+    if nothing is not None and total.all() and not nothing.any():  # the usual case: finite rows, each with a direction
+        itself = nothing + problem.scale
     elif problem.unit:  # a constant; what has no direction or is not finite has 0 or NaN, as the sum has it there
         largest = problem.anchors.abs().amax(-1)
         itself = total.masked_fill((largest > 0) & (largest < torch.inf), problem.scale)
