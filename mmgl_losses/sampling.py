@@ -82,22 +82,17 @@ def resample(x: Tensor, size: Sequence[int]) -> Tensor:
         raise ValueError(checks.message(expected, f"shape {checks.shape(x)}"))
     for axis, m in enumerate(size, start=first):
         n = x.shape[axis]
+        symbolic = isinstance(m, torch.SymInt) or isinstance(n, torch.SymInt)
         # A comparison of symbols would tie the program to some sizes.
-        if isinstance(m, torch.SymInt) or isinstance(n, torch.SymInt):
-            x = x.index_select(axis, places(n, m).to(x.device))
-        elif n != m:
-            x = _picked(x, axis, m)
+        if not symbolic and n == m:
+            continue
+        _size("m", m, 1)
+        if not symbolic and n and n % m == 0:
+            every = n // m
+            x = x[(slice(None),) * axis + (slice(every // 2, None, every),)]
+        else:
+            x = x.index_select(axis, places(n, m, device=x.device))
     return x
-
-
-def _picked(x: Tensor, axis: int, m: int) -> Tensor:
-    """The elements at `places` of one axis; no copy of indices makes a device wait."""
-    n = x.shape[axis]
-    _size("m", m, 1)
-    if n and n % m == 0:
-        every = n // m
-        return x[(slice(None),) * axis + (slice(every // 2, None, every),)]
-    return x.index_select(axis, places(n, m, device=x.device))
 
 
 def subsample(x: Tensor, stride: int, first: int = 2) -> Tensor:

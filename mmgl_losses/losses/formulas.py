@@ -90,8 +90,7 @@ def loss_of(
     name = next((name for name, known in OF_ENGINES.items() if known is formula), None)
     if name is not None and not (gather and world() > 1):
         negatives = needs_negatives(formula)
-        options = {"negatives": negatives, "average": average, "weight": weight, "impl": impl}
-        found = contrast.mean_losses(problem, name, **options)
+        found = contrast.mean_losses(problem, name, negatives=negatives, average=average, weight=weight, impl=impl)
         if found is not None:
             return found
     terms = contrast.terms(problem, impl)

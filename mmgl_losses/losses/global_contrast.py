@@ -211,10 +211,8 @@ def _means(
     options: GlobalOptions,
 ) -> Tensor:
     """The mean over the anchors of each of L levels, (L,)."""
-    problem, formula = (
-        _problem(levels, instances, keys, key_instances, options),
-        resolve(options.formula, GLOBAL_FORMULAS),
-    )
+    problem = _problem(levels, instances, keys, key_instances, options)
+    formula = resolve(options.formula, GLOBAL_FORMULAS)
     return loss_of(problem, formula, options.impl, gather=options.gather, average=False)
 
 
@@ -228,15 +226,16 @@ def _problem(
     """The contrast of the embeddings (L, A·B) of L levels, which are the groups of one problem."""
     embeddings = _checked(levels)
     x = _stacked(embeddings)
-    z, ids = x, _ids(instances, keys, x, options)
+    others = keys is not None or key_instances is not None
+    everywhere = options.gather and distributed.world() > 1
+    # An engine may take half precision as it is; keys of another type, or of other processes, meet float32.
+    z, ids = contrast.widened(x) if others or everywhere else x, _ids(instances, keys, x, options)
     k = key_ids = self_index = None
-    if keys is not None or key_instances is not None:
+    if others:
         k, key_ids = _others(keys, key_instances, embeddings, options.tolerance)
-        z = contrast.widened(z)
         k = k.to(z.dtype)
-    if options.gather and distributed.world() > 1:
+    if everywhere:
         if k is None or key_ids is None:
-            z = contrast.widened(z)
             k, key_ids = z, ids
             self_index = torch.arange(z.shape[1], device=z.device).expand(len(z), -1)
         k, key_ids, _ = distributed.gather_points(k, key_ids)

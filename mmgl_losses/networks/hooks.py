@@ -210,26 +210,28 @@ def tap_names(value: object) -> Mapping[str, Any]:
 
 def check_selectors(value: object, names: Collection[str]) -> Mapping[str, Any]:
     """A mapping from tapped names to an index, a key, an attribute's name or a function."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise TypeError(checks.message("`selectors` to be a mapping from names to selectors", checks.typed(value)))
-    checks.known_names("a tapped module in `selectors`", value, names)
-    for name, selector in value.items():
+    selectors = _of_taps("selectors", "selectors", value, names)
+    for name, selector in selectors.items():
         if isinstance(selector, bool) or not (isinstance(selector, (int, str)) or callable(selector)):
             expected = f"the selector of {name!r} to be an index, a key, an attribute's name or a function"
             raise TypeError(checks.message(expected, checks.typed(selector)))
-    return value
+    return selectors
 
 
 def check_calls(value: object, names: Collection[str]) -> Mapping[str, int]:
     """A mapping from tapped names to the number of a call, from 0."""
+    calls = _of_taps("calls", "numbers of calls", value, names)
+    return {name: checks.integer(f"calls[{name!r}]", call, least=0) for name, call in calls.items()}
+
+
+def _of_taps(option: str, what: str, value: object, names: Collection[str]) -> Mapping[str, Any]:
+    """An option that is a mapping from some of the tapped names; empty where it is not given."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise TypeError(checks.message("`calls` to be a mapping from names to numbers of calls", checks.typed(value)))
-    checks.known_names("a tapped module in `calls`", value, names)
-    return {name: checks.integer(f"calls[{name!r}]", call, least=0) for name, call in value.items()}
+        raise TypeError(checks.message(f"`{option}` to be a mapping from names to {what}", checks.typed(value)))
+    checks.known_names(f"a tapped module in `{option}`", value, names)
+    return value
 
 
 def ran_once(name: str, calls: int, call: int | None = None) -> None:

@@ -34,12 +34,13 @@ def demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console:
                 say("Making a phantom of 20 volumes ...")
                 files.replace(out / "phantom", lambda aside: write_phantom(aside, volumes=20, seed=0))
         results, shared, setups = {}, {}, {}
+        runs = {name: settings(data) for name, settings in methods.items()}
         if is_first():
-            setups = {name: Setup.of(settings(data), out / "cache") for name, settings in methods.items()}
+            setups = {name: Setup.of(chosen, out / "cache") for name, chosen in runs.items()}
             for setup in setups.values():  # a fault of the last is said before the first is trained
                 check(setup, out)
-        for name, settings in methods.items():
-            chosen, setup = settings(data), setups.get(name)
+        for name, chosen in runs.items():
+            setup = setups.get(name)
             results[name] = run(
                 chosen, out / name, cache=out / "cache", say=console.print, console=console, shared=shared, setup=setup
             )

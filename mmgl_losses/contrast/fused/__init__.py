@@ -70,8 +70,8 @@ def losses(
     launch = kernels("launch")
     with torch.cuda.device_of(problem.anchors):
         pairs = kernels("arrange").arrange(apart(problem))
-        options = {"negatives": negatives, "average": average, "weight": weight, "total": FORMULAS[formula]}
-        return launch.losses(pairs, formula, **options)
+        total = FORMULAS[formula]
+        return launch.losses(pairs, formula, negatives=negatives, average=average, weight=weight, total=total)
 
 
 def losses_backward(problem: Problem, saved: Any, upstream: Tensor, needed: tuple[bool, bool]) -> Gradients:
