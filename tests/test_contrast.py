@@ -380,6 +380,25 @@ def test_no_overflow_at_tiny_temperatures(bound, value, impl):
     assert z.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("tolerance", [None, 0.5])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_ids_of_both_zeros_are_one(tolerance, impl):
+    """0.0 and -0.0 are equal numbers of other bits, which an engine that sorts ids may sort by."""
+    ids = torch.tensor([-0.0, 1.0, 0.0, -1.0, -0.0])
+    result = pair_logsumexp(torch.randn(5, 2), ids, temperature=1.0, tolerance=tolerance, impl=impl)
+    assert result.n_positives.tolist() == [2, 0, 2, 0, 2]
+    assert result.n_negatives.tolist() == [2, 4, 2, 4, 2]
+
+
+@pytest.mark.parametrize("size", [1e16, 1e18])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_no_logit_is_lost_among_what_does_not_count(size, impl):
+    """Far below all that an engine may put in the place of a pair that does not count."""
+    z = torch.tensor([[size, 0.0], [-size, 0.0]])
+    result = pair_logsumexp(z, torch.tensor([0, 1]), temperature=1.0, impl=impl)
+    torch.testing.assert_close(result.negatives, torch.full((2,), -size * size))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_half_precision_is_summed_in_float32(dtype, impl):

@@ -2,8 +2,8 @@
 
 Every step is a differentiable operation of torch, the gradient's steps too, so derivatives of any order are right.
 
-Masks are numbers, 1 or 0, and pairs that do not count are pushed to -HUGE: on a CPU a product with a mask is several
-times as fast as a selection by it. Logits are in units of log 2, as exp2 is faster than exp, and never slow.
+Masks are numbers, 1 or 0, and pairs that do not count are pushed below any logit: on a CPU a product with a mask is
+several times as fast as a selection by it. Logits are in units of log 2, as exp2 is faster than exp, and never slow.
 """
 
 import math
@@ -19,7 +19,6 @@ FEW_PAIRS = 1 << 15
 FEW_ROWS, PAIRS = 256, 1 << 20
 PAIRS_GPU = 1 << 18
 LOG2_E = 1 / math.log(2)
-HUGE = 1e30
 
 
 def refuses(problem: Problem) -> None:
@@ -59,8 +58,9 @@ def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) ->
         """A number of each anchor at its positives, another at its negatives, 0 elsewhere."""
         return positive * of_positives[..., None] + negative * of_negatives[..., None]
 
-    lse = spread(*(x.clamp(max=HUGE) * LOG2_E for x in upstream.logsumexps))
-    exponents = _weighted(problem, _logits(problem)) - lse + (counted - 1) * HUGE
+    huge = _huge(counted)
+    lse = spread(*(x.clamp(max=huge) * LOG2_E for x in upstream.logsumexps))
+    exponents = _weighted(problem, _logits(problem)) - lse + (counted - 1) * huge
     weights = exponents.exp2() * spread(*upstream.gradients)
     if upstream.positive_sum is not None:
         weights = weights + positive * upstream.positive_sum[..., None]
@@ -75,11 +75,16 @@ def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) ->
 def _logsumexp(logits: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
     """The log-sum-exp over the pairs of a kind (1 or 0), -inf where there are none; and how many there are."""
     number = kind.sum(-1)
-    logits = logits + (kind - 1) * HUGE
+    logits = logits + (kind - 1) * _huge(kind)
     largest = logits.detach().amax(-1, keepdim=True)
     sums = (logits - largest).exp2().sum(-1)
     lse = (sums.log2() + largest.squeeze(-1)) / LOG2_E
     return lse.masked_fill(number == 0, -torch.inf), number.long()
+
+
+def _huge(like: Tensor) -> float:
+    """Beyond any logit, and so far below infinity that some of it can be added up."""
+    return torch.finfo(like.dtype).max / 8
 
 
 def _logits(problem: Problem) -> Tensor:
