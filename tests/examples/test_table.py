@@ -23,7 +23,7 @@ from examples.mmwhs.study import plan, report, results, rows, table
 from examples.mmwhs.study.compare import Grid
 from examples.mmwhs.study.plan import Folders, Job, Task
 from examples.mmwhs.study.probe import probe
-from examples.mmwhs.train import config, methods, setup
+from examples.mmwhs.train import config, methods, plain, setup
 from examples.mmwhs.train import run as module
 from examples.mmwhs.train.evaluate import evaluate
 from examples.mmwhs.train.run import run
@@ -95,7 +95,7 @@ def test_a_run_of_a_table_is_what_run_makes(data: Path, done: tuple[Folders, lis
     }
     assert ours["asked"] == 2
     assert ours["probe"] == pytest.approx(probe(tmp_path / "run")["local"], rel=1e-4)
-    assert config.parse(config.Method, ours["settings"]["method"], where="result") == chosen.method
+    assert plain.parse(config.Method, ours["settings"]["method"], where="result") == chosen.method
 
 
 def test_scores_on_validation_open_no_test_patient(

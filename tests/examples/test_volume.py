@@ -16,8 +16,7 @@ from examples.mmwhs.train import config, methods
 from examples.mmwhs.train.evaluate import segment_volume
 from examples.mmwhs.train.predict import predict, restore
 from examples.mmwhs.train.run import run
-from tests.examples.tiny import settings, write_tree
-from tests.faults.subjects import SHORT
+from tests.examples.tiny import SHORT, settings, write_tree
 
 
 @given(

@@ -66,14 +66,15 @@ def extra(folders: Iterable[str | Path]) -> list[Path]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ValueError(message("an existing folder of unlabelled volumes", folder))
-        volumes = sorted(path for path in folder.rglob("*.nii*") if _is_volume(path))
+        volumes = sorted(path for path in folder.rglob("*.nii*") if is_volume(path))
         if not volumes:
             raise ValueError(message(f"volumes (.nii, .nii.gz) below {folder}", "none"))
         found += volumes
     return found
 
 
-def _is_volume(path: Path) -> bool:
+def is_volume(path: Path) -> bool:
+    """Whether a path is of a NIfTI file; those that begin with a dot are what systems leave beside files."""
     return path.is_file() and path.name.endswith(NIFTI) and not path.name.startswith(".")
 
 
@@ -81,7 +82,7 @@ def _images_ts(root: Path, tail: str = "") -> list[tuple[Path, Path | None]]:
     """The images that come without labels with a data set."""
     if (root / "labelsTs").is_dir():
         return []
-    found = sorted(p for p in (root / "imagesTs").glob("*.nii*") if _is_volume(p) and stem(p).endswith(tail))
+    found = sorted(p for p in (root / "imagesTs").glob("*.nii*") if is_volume(p) and stem(p).endswith(tail))
     for path in found:
         inside(root, path)
     return [(path, None) for path in found]

@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
-from scipy import stats
 
 from examples.mmwhs import files
-from examples.mmwhs.study.compare import METRICS, Grid, Summary, labelled_text, stuck
+from examples.mmwhs.study.compare import METRICS, Grid, labelled_text, stuck
 
 INK, SOFT, ACCENT, PALE = "#1d2329", "#8a949e", "#c0392b", "#d7dce1"
 FIRST = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#8c6bb1", "#66c2a5")
@@ -201,12 +200,6 @@ def _rows(
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     legend(figure, handles)
     save(figure, path)
-
-
-def interval(summary: Summary) -> float | None:
-    """Half the width of the 95 % confidence interval of a mean, by Student's t."""
-    n, sd = len(summary.values), summary.sd
-    return None if sd is None else float(stats.t.ppf(0.975, n - 1)) * sd / np.sqrt(n)
 
 
 def draw_runs(path: Path, grid: Grid, counts: Sequence[str]) -> None:
