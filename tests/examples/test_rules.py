@@ -282,6 +282,11 @@ def test_two_structures_of_one_name_are_refused(labels: dict[str, str], tmp_path
         open_dataset(msd(tmp_path, labels={"0": "background", **labels}))
 
 
+def test_a_new_line_in_a_name_is_a_space(tmp_path: Path) -> None:
+    data = open_dataset(msd(tmp_path, labels={"0": "background", "1": " left\n ventricle ", "2": "b"}))
+    assert data.description.structures["1"] == "left ventricle"
+
+
 def test_two_methods_of_one_title_or_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

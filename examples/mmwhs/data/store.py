@@ -68,6 +68,11 @@ class SliceStore:
         """The plane in which networks are evaluated."""
         return VOLUME if self.patch else self.dataset.description.main_plane
 
+    @property
+    def unit(self) -> str:
+        """What batches are of, in words."""
+        return "patches" if self.patch else "slices"
+
     def slices(self, case: Case, plane: str) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of a plane, uint8 (n, S, S) each; of a volume (1, X, Y, Z)."""
         images, labels = self.images(case, plane), self.labels(case, plane)

@@ -113,7 +113,8 @@ def _mmwhs(root: Path, modality: str | None) -> Tree:
     present = sorted({case[:2] for case in found})
     if not present:
         expected = "a dataset.json (MSD, nnU-Net) or files like ct_train_1001_image.nii.gz (MM-WHS)"
-        raise ValueError(message(f"{expected} below {root}", "neither"))
+        cure = "A dataset.json is a few lines: see `Your own volumes` in docs/pipeline.md."
+        raise ValueError(message(f"{expected} below {root}", "neither", cure))
     if modality is None and len(present) > 1:
         raise ValueError(message(f"one modality below {root}", " and ".join(present), "Choose with --modality ct."))
     modality = modality or present[0]
@@ -139,7 +140,7 @@ def _msd(source: Path, content: Mapping[str, Any], modality: str | None) -> Tree
         if not (value.isdecimal() and int(value) < 2**15 and isinstance(name, str)):
             expected = f'`labels` like {{"0": "background", "1": "name"}} in {source}'
             raise ValueError(message(expected, f"{value!r}: {name!r}"))
-        values[int(value)] = name
+        values[int(value)] = " ".join(name.split())
     values.pop(0, None)
     files = [_entry(source, entry) for entry in training]
     owner: dict[Path, Path] = {}
@@ -167,7 +168,7 @@ def _nnunet(source: Path, content: Mapping[str, Any], modality: str | None) -> T
             )
         if value in values:
             raise ValueError(message(f"every value once in `labels` of {source}", f"{values[value]!r} and {name!r}"))
-        values[value] = name
+        values[value] = " ".join(str(name).split())
     values.pop(0, None)
     if modality is None and len(channels) > 1:
         cure = f"Choose with --modality, by number or name: {', '.join(f'{k} {v}' for k, v in channels.items())}."

@@ -193,7 +193,7 @@ def _rows(
         for row, name in enumerate(methods):
             draw(axis, float(row), name, count)
         axis.set_title(labelled_text(count), fontsize=10, loc="left")
-        axis.set_xlabel(label, fontsize=9)
+        axis.set_xlabel(_wrapped(label, 32), fontsize=9)  # a panel's width: it runs into none beside it
         axis.locator_params(axis="x", nbins=5)
         _plain(axis, grid="x")
     axes[0].set_yticks(range(len(methods)), [grid.methods[name] for name in methods])
@@ -268,7 +268,7 @@ def draw_ablation(path: Path, grid: Grid, bars: Sequence[str], count: str, paper
     means = [100 * (s.mean or 0.0) for s in summaries]
     spread = [100 * (s.sd or 0.0) for s in summaries]
     axis.bar(places + shift, means, width, yerr=spread, capsize=3, color="#1f6fb2", ecolor=INK, label="here")
-    ends = [m + side * s for m, s in zip(means, spread, strict=True) for side in (-1, 1)]
+    ends = [m + s for m, s in zip(means, spread, strict=True)]
     for place, summary, mean, s in zip(places + shift, summaries, means, spread, strict=True):
         spots = 100 * np.asarray(summary.values)
         across = np.full(len(spots), place + 0.3 * width)
@@ -282,7 +282,7 @@ def draw_ablation(path: Path, grid: Grid, bars: Sequence[str], count: str, paper
             axis.text(place, value + 0.4, f"{value:.1f}", ha="center", va="bottom", fontsize=8, color=SOFT)
         ends += theirs
         legend(figure, axis.get_legend_handles_labels()[0])
-    axis.set_ylim(max(0.0, min(ends) - 6), min(104.0, max(ends) + 5))
+    axis.set_ylim(0.0, min(104.0, max(ends) + 5))  # the length of a bar is its value
     axis.set_xticks(places, [_wrapped(grid.methods[name], 12) for name in bars])
     axis.set_ylabel(f"{grid.part} Dice (%), {labelled_text(count)}", fontsize=9)
     _plain(axis, grid="y")

@@ -96,7 +96,8 @@ def body(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any]) -> list[di
             theirs = _paper(paper, name, count)
             for place, metric in enumerate(METRICS):
                 summary = grid.summary(name, count, metric)
-                best = grid.best(grid.methods, count, metric) == name
+                top = grid.best(grid.methods, count, metric)
+                best = top is not None and summary.mean == grid.summary(top, count, metric).mean  # all that are equal
                 cells.append({"mean": summary.mean, "sd": summary.sd, "n": len(summary.values), "best": best,
                               "paper": theirs[place], "metric": metric})  # fmt: skip
         alone = [count for count in grid.counts if count not in counts and grid.results(name, count)]

@@ -172,7 +172,7 @@ def _train(task: Task, folders: Folders, slot: int) -> str:
     train(setup, number, before, folder, watch=watch)
     for name in ("last.ckpt", "best.ckpt"):  # of no use after the end, and large
         (folder / name).unlink(missing_ok=True)
-    return described_stage(stage.name, files.read_json(folder / "done.json"))
+    return described_stage(stage.name, files.read_json(folder / "done.json"), setup.store.unit)
 
 
 def _conclude(task: Task, folders: Folders, slot: int) -> str:

@@ -117,7 +117,7 @@ def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Map
         facts[stage.name] = files.read_json(folder / "done.json")
         weights = files.load(folder / "weights.pt")
         if is_first():
-            say(f"{settings.method.title}: {described_stage(stage.name, facts[stage.name])}")
+            say(f"{settings.method.title}: {described_stage(stage.name, facts[stage.name], setup.store.unit)}")
     if not is_first():
         return {}
     if not (out / "metrics.json").is_file():
@@ -213,9 +213,9 @@ def conclude(
     return {**about, **metrics}, pictures
 
 
-def described_stage(name: str, facts: dict[str, Any]) -> str:
-    """A line about a finished stage."""
-    line = f"{name}: {facts['steps']} steps on {facts['slices']} slices of {facts['patients']} patients"
+def described_stage(name: str, facts: dict[str, Any], unit: str) -> str:
+    """A line about a finished stage; `unit` is what its batches are of, in words."""
+    line = f"{name}: {facts['steps']} steps on {facts['slices']} {unit} of {facts['patients']} patients"
     if "unlabelled" in facts:
         line += f" with labels and {facts['unlabelled']['slices']} of {facts['unlabelled']['patients']} without"
     if facts.get("validation_dice") is not None:
