@@ -266,6 +266,11 @@ def test_a_run_that_fails_takes_no_other_with_it(
     assert set(plan.tasks(broken, folders)) == {local, *state.skipped}  # the next call tries again
 
 
+def test_of_what_was_refused_the_sentence_is_said() -> None:
+    assert table.reason("Traceback\na.b.FullError: Expected room, got none.\n") == "Expected room, got none."
+    assert table.reason("Traceback\nRuntimeError: no memory\n") == "RuntimeError: no memory"
+
+
 def pretends(fails: str, dies: bool, task: Task, folders: Folders, *_: Any) -> tuple[str, str, str]:
     """Leaves what a task would; one fails, or its process dies."""
     if task.id == fails and dies:

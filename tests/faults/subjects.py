@@ -71,7 +71,7 @@ def do_table(data: Path, out: Path) -> int:
         for task, _ in plan.tasks(jobs, folders).values():
             _, _, error = table.work(task, folders, os.getpid())
             if error:
-                print(error.strip().splitlines()[-1].replace("ValueError", "error"))
+                print(f"error: {table.reason(error)}")
                 return 2
         report.write_table(out, results.read(folders.results), out / "pictures")
     except ValueError as error:

@@ -132,7 +132,7 @@ def _msd(source: Path, content: Mapping[str, Any], modality: str | None) -> Tree
     labels, training = content.get("labels"), content.get("training")
     if not isinstance(labels, dict) or not isinstance(training, list) or not training:
         expected = f"`labels` (a mapping) and `training` (a list of cases) in {source}"
-        raise ValueError(message(expected, f"the keys {sorted(content)}"))
+        raise ValueError(message(expected, f"{labels!r:.60} and {training!r:.60}"))
     if modality is not None:
         raise ValueError(message(f"no `modality` for {source.parent}, which has a dataset.json", repr(modality)))
     values: dict[int, str] = {}

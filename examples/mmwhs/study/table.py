@@ -72,7 +72,7 @@ def make(planned: Sequence[Job], folders: Folders, *, count: int, threads: int =
             report = folders.out / "failed" / f"{task.text.replace(': ', '-')}.txt"
             if error:
                 files.write_text(report, error)
-                state.failed[task.id] = (task, error.strip().splitlines()[-1])
+                state.failed[task.id] = (task, reason(error))
                 _skip(task.id, left, state)
             else:
                 report.unlink(missing_ok=True)
@@ -82,6 +82,13 @@ def make(planned: Sequence[Job], folders: Folders, *, count: int, threads: int =
             words = f"failed: {state.failed[task.id][1]}" if error else said
             say(f"{ended} of {state.total}: {task.text}: {words}; about {in_words(rest)} left")
     return state
+
+
+def reason(error: str) -> str:
+    """The last line of a traceback; of what was refused, the sentence alone."""
+    line = error.strip().splitlines()[-1]
+    _, refused, sentence = line.partition("Error: Expected ")
+    return f"Expected {sentence}" if refused else line
 
 
 def _run(ready: Sequence[Task], folders: Folders, count: int, threads: int) -> Iterator[tuple[Task, str, str]]:
