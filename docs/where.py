@@ -94,7 +94,8 @@ def compared(data: Path, stages: Path) -> dict[int, list[Volume]]:
         for case in dataset.cases_of(split.validation, labels=True):
             images, labels = store.slices(case, plane)
             before, after = (
-                probabilities(net, images, torch.device("cpu")).argmax(1) for net in nets
+                torch.cat([*probabilities(net, images, torch.device("cpu"))]).argmax(1)
+                for net in nets
             )
             turned = abs((direction(labels) - usual + 180) % 360 - 180)
             found[run["seed"]].append(

@@ -85,16 +85,20 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+class FullError(ValueError):
+    """There is no room on the disk."""
+
+
 @contextmanager
 def room(path: Path) -> Iterator[None]:
-    """A full disk becomes one sentence that names what was written."""
+    """A full disk becomes one sentence that names what was written: a `FullError`."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
-        cure = "Make room; the same command goes on from what is finished."
-        raise ValueError(message(f"room on the disk for {path}", f"{error.strerror!r}", cure)) from error
+        cure = "Make room, and give the same command again."
+        raise FullError(message(f"room on the disk for {path}", f"{error.strerror!r}", cure)) from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from examples.mmwhs.data.datasets import Reading
 from examples.mmwhs.messages import message
 from examples.mmwhs.train import config
 from examples.mmwhs.train.methods import built_in, load, read
+from examples.mmwhs.train.plain import in_a_line, parse
 
 DEFAULTS = config.Compute()
 # The rows of the paper's Table 1 and what stands beside them; the bars of its Fig. 3.
@@ -31,8 +32,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Prints the first sentence and ends with status 2."""
-        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip(" -")]
-        words = " ".join(lines[:3]).replace("Parser key", "option").rstrip(":.")
+        words = in_a_line(str(message))
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {words}. See --help.")
         sys.exit(2)
 
@@ -180,7 +180,7 @@ def saved_options(argv: Iterable[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(message(f"options in {path}", type(content).__name__))
     if isinstance(content.get("method"), dict):
-        run = config.parse(config.Run, content, where=str(path))
+        run = parse(config.Run, content, where=str(path))
         flat = {key: value for key, value in asdict(run.reading).items() if value is not None} | asdict(run.compute)
         content = {"data": run.data, "labelled": run.labelled, "seed": run.seed, **flat}
         content |= {"method": str(path), "scale": str(path)}

@@ -9,7 +9,7 @@ import yaml
 from examples.mmwhs.data.augment import AUGMENTATIONS
 from examples.mmwhs.data.datasets import Reading
 from examples.mmwhs.options import parser, saved_options, settings
-from examples.mmwhs.train import config, methods
+from examples.mmwhs.train import config, methods, plain
 from mmgl_losses import UNet
 
 METHODS = {name: methods.load(config.Method, name) for name in methods.built_in(config.Method)}
@@ -81,7 +81,7 @@ def test_round_trip_through_yaml() -> None:
     run = config.Run(data="x", method=METHODS["mmgl"], scale=SCALES["small"], labelled=2, seed=5)
     for labelled in (2, 1, 1.0, 0.2):
         given = replace(run, labelled=labelled)
-        back = config.parse(config.Run, yaml.safe_load(config.to_yaml(given)), where="here")
+        back = plain.parse(config.Run, yaml.safe_load(plain.to_yaml(given)), where="here")
         assert back == given
         assert type(back.labelled) is type(labelled)  # 1 is a patient, 1.0 all of them
 
@@ -149,7 +149,7 @@ def test_the_configuration_that_a_run_has_saved_makes_it_again(tmp_path: Path) -
         reading=Reading(patients="(p.)", planes=["coronal"]), compute=config.Compute("cpu", workers=1),
     )  # fmt: skip
     path = tmp_path / "config.yaml"
-    path.write_text(config.to_yaml(run))
+    path.write_text(plain.to_yaml(run))
     for words, changes in (([], {}), (["--seed", "6"], {"seed": 6})):
         words = ["run", "--config", str(path), *words]
         args = parser(saved_options(words)).parse_args(words).run

@@ -425,7 +425,10 @@ def test_a_constant_volume_is_zero_and_a_nearly_constant_one_keeps_its_range(tmp
 def test_intensities_that_are_not_finite(tmp_path: Path, value: float) -> None:
     array = counting().astype(np.float32)
     array[0, 0, :2] = value
-    with pytest.raises(ValueError, match=r"finite intensities in .*image\.nii\.gz, got 2 voxels"):
+    with pytest.raises(
+        ValueError,
+        match=r"finite intensities in .*image\.nii\.gz, got 2 of 120 voxels that are NaN or infinite. .*nan_to_num",
+    ):
         load_volume(a_case(tmp_path, array, None), HEART)
 
 
@@ -447,6 +450,23 @@ def test_a_scaled_image_is_read_with_its_scale(tmp_path: Path) -> None:
     nib.save(image, tmp_path / "image.nii.gz")
     volume = load_volume(Case("a", "a", tmp_path / "image.nii.gz", None), HEART, percentiles=(0, 100))
     np.testing.assert_allclose(volume.image, counting() / counting().max(), atol=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "most"), [("a.nii", np.int16, 11), ("a.nii.gz", np.int16, 11), ("a.nii.gz", np.float64, 15)]
+)
+def test_reading_takes_little_more_memory_than_what_it_gives(tmp_path: Path, name: str, dtype: type, most: int) -> None:
+    """Bytes a voxel: 4 of the image and 4 of the copy that percentiles need, or 8 of a file that grows by 9; and some."""
+    noise = np.random.default_rng(0).integers(0, 2000, (128, 128, 64))
+    image = nib.Nifti1Image(noise.astype(dtype), np.eye(4))
+    image.header.set_slope_inter(0.5, -1024)
+    nib.save(image, tmp_path / name)
+    tracemalloc.start()
+    volume = load_volume(Case("a", "a", tmp_path / name, None), HEART, percentiles=(0, 100))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_allclose(volume.image, (noise - noise.min()) / np.ptp(noise), atol=1e-6)
+    assert peak < most * noise.size
 
 
 # Damaged files

@@ -19,15 +19,15 @@ from examples.mmwhs.__main__ import main
 from examples.mmwhs.study import demo as demo_module
 from examples.mmwhs.study import table
 from examples.mmwhs.study.plan import Folders, Task
-from examples.mmwhs.train import checkpoints, config
+from examples.mmwhs.train import checkpoints
 from examples.mmwhs.train import run as module
 from examples.mmwhs.train.fit import StepSampler, curves
 from examples.mmwhs.train.run import run
 from examples.mmwhs.train.setup import Setup
 from examples.mmwhs.train.stage import StageModule, seed_of
 from tests.examples.test_table import planned
-from tests.examples.tiny import settings, write_tree
-from tests.faults.subjects import SHORT, plain, timeless
+from tests.examples.tiny import SHORT, short, write_tree
+from tests.faults.subjects import plain, timeless
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,10 +35,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tree(tmp_path_factory.mktemp("data") / "tiny", volumes=5)
-
-
-def short(data: Path, method: str = "random", **changes: Any) -> config.Run:
-    return replace(settings(data, method, **changes), scale=SHORT)
 
 
 def results(out: Path) -> Any:
@@ -159,7 +155,7 @@ def test_a_full_disk_ends_a_table_with_one_sentence(
     _, _, error = table.work(Task(jobs[0], 0), folders, os.getpid())
     assert "room on the disk" in error
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(ValueError, match=r"room on the disk for .*failed.*'No space left on device'.* Make room; the"):
+    with pytest.raises(ValueError, match=r"room on the disk for .*failed.*'No space left on device'.* Make room, and"):
         table.make(jobs, folders, count=1)
     assert not [path for path in tmp_path.rglob("*.txt") if path.is_file()]
 

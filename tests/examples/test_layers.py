@@ -1,6 +1,8 @@
 """The example's imports: one way between its rooms, no circle, and of the package its public names alone."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "examples" / "mmwhs"
@@ -53,6 +55,16 @@ def test_no_module_imports_itself_by_a_detour() -> None:
         for name in free:
             del left[name]
     assert list(left) == []
+
+
+def test_a_signal_is_heard_from_the_start() -> None:
+    """Its handler is there before anything that takes long to import."""
+    code = "import sys, examples.mmwhs.__main__; print(*sys.modules)"
+    there = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT.parents[1], capture_output=True, text=True, check=True
+    )
+    assert "examples.mmwhs.__main__" in there.stdout.split()
+    assert not {"rich", "jsonargparse", "numpy", "nibabel", "torch"} & set(there.stdout.split())
 
 
 def test_of_the_package_only_public_names_are_used() -> None:

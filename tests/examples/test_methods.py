@@ -136,12 +136,12 @@ def test_files_extend_one_another_without_a_circle(tmp_path: Path) -> None:
     ("name", "change", "said"),
     [
         ("global_local", "stages.local.copies=1", "two or more copies"),
-        ("global_places", "stages.local.cell=0", "`cell` of stage 'local'"),
+        ("global_places", "stages.local.cell=0", "`cell of stage 'local'` to be"),
         ("mmgl", "stages.local.ids=images", "`ids` of stage 'local'"),
         ("mmgl", "stages.local.head=null", "both `taps` and `head`"),
         ("moco", "stages.global.copies=3", "two copies"),
         ("mmgl", "stages.global.labelled=1.0", "labels in stage 'global'"),
-        ("mmgl", "stages.global.copies=0", "`copies` of stage 'global'"),
+        ("mmgl", "stages.global.copies=0", "`copies of stage 'global'` to be"),
     ],
 )
 def test_stages_that_make_no_sense(name: str, change: str, said: str) -> None:

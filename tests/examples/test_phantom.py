@@ -103,6 +103,13 @@ def test_volumes_are_replaced_where_it_is_asked_for_and_ours_alone(tmp_path: Pat
         write_phantom(tmp_path / "p", volumes=1, shape=(16, 16, 16), seed=0)
     write_phantom(tmp_path / "p", volumes=1, shape=(16, 16, 16), seed=0, overwrite=True)
     assert path.read_bytes() == before
+    other = path.with_name("ct_train_1002_image.nii.gz")
+    other.write_bytes(b"of another phantom, or real")
+    with pytest.raises(
+        ValueError, match=r"nothing but the 1 volumes to replace in .*, got ct_train_1002_image\.nii\.gz"
+    ):
+        write_phantom(tmp_path / "p", volumes=1, shape=(16, 16, 16), seed=0, overwrite=True)
+    assert (path.read_bytes(), other.read_bytes()) == (before, b"of another phantom, or real")
     real = tmp_path / "real" / "ct_train" / path.name  # somebody's MM-WHS
     real.parent.mkdir(parents=True)
     real.write_bytes(b"real")
@@ -113,12 +120,6 @@ def test_volumes_are_replaced_where_it_is_asked_for_and_ours_alone(tmp_path: Pat
             write_phantom(tmp_path / "real", volumes=1, shape=(16, 16, 16), seed=0, overwrite=overwrite)
     assert [path for path in (tmp_path / "real").rglob("*") if path.is_file()] == [real]
     assert real.read_bytes() == b"real"
-
-
-def test_progress_is_told_of_every_volume(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    write_phantom(tmp_path, volumes=2, shape=(16, 16, 16), progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 2), (2, 2)]
 
 
 def test_another_shape_samples_the_same_patient() -> None:

@@ -124,6 +124,27 @@ def test_folders_and_several_volumes_go_into_a_folder(model: Path, tmp_path: Pat
     assert not (tmp_path / "new").exists()
 
 
+def test_a_volume_that_cannot_be_used_takes_no_other_with_it(model: Path, tmp_path: Path) -> None:
+    """What a header says is known before the first volume; what voxels say, when it is their turn."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "abc":
+        nib.save(painted("LPS")[0], folder / f"{name}.nii.gz")
+    (folder / "._a.nii.gz").write_bytes(b"what macOS leaves beside a file")
+    broken = np.asanyarray(painted("LPS")[0].dataobj).copy()
+    broken[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(broken, np.eye(4)), folder / "b.nii.gz")
+    lines: list[str] = []
+    with pytest.raises(ValueError, match=r"finite intensities in .*b\.nii\.gz, got 1 of \d+ voxels .*nan_to_num"):
+        predict(model, folder, tmp_path / "out", say=lines.append)
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["a.nii.gz", "c.nii.gz"]
+    assert f"2 of 3: failed: {folder / 'b.nii.gz'}" in lines
+    nib.save(nib.Nifti1Image(np.stack([broken] * 2, axis=-1), np.eye(4)), folder / "b.nii.gz")
+    with pytest.raises(ValueError, match="It holds 2 volumes"):
+        predict(model, folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_field_of_view_unlike_training_is_said(model: Path, tmp_path: Path) -> None:
     image = painted("RAS")[0]
     for factor, warned in ((1.0, False), (1.3, False), (2.0, True), (0.4, True)):

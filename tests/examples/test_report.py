@@ -1,6 +1,7 @@
 """The report: its numbers are those of the metrics, and the page needs nothing beside it."""
 
 import io
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from examples.mmwhs import files
 from examples.mmwhs.data.splits import Split
-from examples.mmwhs.study import figures, report
+from examples.mmwhs.study import figures, report, rows
 from examples.mmwhs.study.compare import Grid
 from examples.mmwhs.study.figures import smooth
 from examples.mmwhs.train.fit import curves, in_words
@@ -259,11 +260,57 @@ def test_every_row_of_a_table_is_drawn(count: int, tmp_path: Path, drawn: list[F
     assert len({str(colour) for _, colour in legend_of(drawn[2])}) == count + 1
 
 
+def results_of(titles: list[str], counts: tuple[int, ...] = (1, 3, 7), **changes: Any) -> list[dict[str, Any]]:
+    """Three seeds of each."""
+    return [
+        {**metrics(title, 0.3 + i / 100 + seed / 90), "name": f"m{i}", "asked": count, "seed": seed, **changes}
+        for i, title in enumerate(titles)
+        for count in counts
+        for seed in range(3)
+    ]
+
+
+def test_no_label_of_a_panel_runs_into_the_next(tmp_path: Path, drawn: list[Figure]) -> None:
+    grid = Grid.of(results_of(["A baseline with a rather long name, which is MMGL as printed", "another"]))
+    figures.draw_differences(tmp_path / "d.png", grid, grid.counts, "m0")
+    drawn[0].draw_without_rendering()
+    boxes = [axis.xaxis.label.get_window_extent() for axis in drawn[0].axes]
+    assert len(boxes) == 3
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    (legend,) = drawn[0].legends
+    assert not any(box.overlaps(legend.get_window_extent()) for box in boxes)
+
+
+def test_a_bar_begins_at_nothing(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Its length is its value."""
+    grid = Grid.of(results_of(["one", "other"]))
+    figures.draw_ablation(tmp_path / "a.png", grid, ["m0", "m1"], "3", {"m0": 0.82, "m1": 0.83})
+    low, high = drawn[0].axes[0].get_ylim()
+    assert low == 0.0
+    assert 83 < high < 104
+
+
+def test_what_a_name_holds_breaks_no_table() -> None:
+    structures = {"1": "seed", "2": "Dice", "3": "a|b"}
+    results = results_of(["A|B\nC", "other"], counts=(1,), structures=structures)
+    for result in results:
+        result["pooled"]["dice"]["each"] = {"1": 0.1, "2": 0.2, "3": 0.3}
+    row = rows.run_rows(results)[0]
+    assert (row["seed"], row["seed [1]"], row["Dice [2]"], row["a|b"]) == (0, 0.1, 0.2, 0.3)
+    assert row["Dice"] == pytest.approx(0.3)
+    paper = {"table": {}, "citation": "a paper"}
+    lines = rows.markdown(Grid.of(results), ["1"], paper, "m0").splitlines()
+    assert r"A\|B C" in lines[2]
+    tables = [line for line in lines if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {5, 3}
+    assert "difference to" not in rows.markdown(Grid.of(results[:3]), ["1"], paper, "m0")
+
+
 def test_curves_of_a_resumed_stage_are_joined(tmp_path: Path) -> None:
-    for start, rows in ((0, ["0.9,1", "0.8,3", "0.7,5"]), (4, ["0.6,5", "0.5,7"])):
+    for start, held in ((0, ["0.9,1", "0.8,3", "0.7,5"]), (4, ["0.6,5", "0.5,7"])):
         path = tmp_path / "curves" / f"from-step-{start}" / "metrics.csv"
         path.parent.mkdir(parents=True)
-        path.write_text("\n".join(["loss,step", *rows]) + "\n")
+        path.write_text("\n".join(["loss,step", *held]) + "\n")
     assert curves(tmp_path) == {"loss": [(2, 0.9), (4, 0.8), (6, 0.6), (8, 0.5)]}
 
 

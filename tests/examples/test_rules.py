@@ -1,4 +1,7 @@
-"""What people do with their own data: nothing of theirs is lost, nothing old is served as new, nobody sits on two sides."""
+"""What people do with their own data: nothing of theirs is lost, nothing old is served as new, nobody sits on two sides.
+
+What is said before the first step is in `test_checks`.
+"""
 
 import json
 import os
@@ -8,14 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-import yaml
 
 from examples.mmwhs import files
 from examples.mmwhs.__main__ import main
@@ -25,13 +27,12 @@ from examples.mmwhs.data.description import PLANES, Case, Description
 from examples.mmwhs.data.patients import suspected
 from examples.mmwhs.data.splits import LeakError, Split, make_split
 from examples.mmwhs.data.volumes import load_volume, to_original
-from examples.mmwhs.train import config, methods
+from examples.mmwhs.train import methods
 from examples.mmwhs.train import run as module
 from examples.mmwhs.train.run import run
 from examples.mmwhs.train.setup import Setup
 from tests.examples.test_datasets import REAL, counting, msd, save
-from tests.examples.tiny import settings, write_tree
-from tests.faults.subjects import SHORT
+from tests.examples.tiny import command, short, write_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,17 +40,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "tiny", volumes=5)
-
-
-def short(data: Path, method: str = "random", **changes: Any) -> config.Run:
-    return replace(settings(data, method, **changes), scale=SHORT)
-
-
-def command(data: Path, out: Path, *more: object, what: str = "run") -> list[str]:
-    scale = data.parent / "scale.yaml"
-    scale.write_text(yaml.safe_dump(asdict(SHORT)))
-    words = [what, "--data", data, "--scale", scale, "--out", out, "--labelled", 2, "--accelerator", "cpu", *more]
-    return list(map(str, words))
 
 
 # 1. Nothing of somebody else's is written to, or swept
@@ -223,6 +213,22 @@ def test_folds_of_nnunet_are_honoured_and_may_not_cut_a_patient_in_two(tmp_path:
         open_dataset(root, patients=r"(patient\d+)", split="1")
     with pytest.raises(ValueError, match=r"a fold from 0 to 1 in .*, got 2"):
         open_dataset(root, split="2")
+    (root / "splits_final.json").write_text(json.dumps([{k: [f"{c}.nii.gz" for c in v] for k, v in folds[0].items()}]))
+    assert sides(open_dataset(root, patients=r"(patient\d+)")).test == ("patient001",)
+    for content, said in (
+        ([], "a split, or a list of folds, in .*, got nothing"),
+        (
+            {"train": cases[:4], "val": cases[4:6], "test": cases[6:]},
+            "got one split and not folds, of which to take number 1",
+        ),
+        ([folds[0], {"train": ["x"], "val": ["y"]}], r"got none of x, y\. Cases are called patient001_frame01, "),
+    ):
+        (root / "splits_final.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=said):
+            open_dataset(root, split="1" if content else "0")
+    (root / "splits_final.json").write_text(json.dumps([{"train": cases[:2], "val": cases[2:]}]))
+    with pytest.raises(ValueError, match="2 patients with labels in `train` of a fold of .*, got 1"):
+        sides(open_dataset(root, patients=r"(patient\d+)"))
     elsewhere = tmp_path / "elsewhere.json"
     elsewhere.write_text(json.dumps(folds[:1]))
     assert sides(open_dataset(root, patients=r"(patient\d+)", split=f"{elsewhere}:0")).test == ("patient001",)
@@ -276,6 +282,11 @@ def test_two_structures_of_one_name_are_refused(labels: dict[str, str], tmp_path
         open_dataset(msd(tmp_path, labels={"0": "background", **labels}))
 
 
+def test_a_new_line_in_a_name_is_a_space(tmp_path: Path) -> None:
+    data = open_dataset(msd(tmp_path, labels={"0": "background", "1": " left\n ventricle ", "2": "b"}))
+    assert data.description.structures["1"] == "left ventricle"
+
+
 def test_two_methods_of_one_title_or_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -287,81 +298,6 @@ def test_two_methods_of_one_title_or_one_name_are_refused(tmp_path: Path) -> Non
         methods.load_all(["random", tmp_path / "y.yaml"])
     assert main(["demo", "--methods", "random", str(tmp_path / "y.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
-
-
-# 6. Found before the first step
-
-
-def broken_label(data: Path, split: Split) -> None:
-    path = data / "labelsTr" / f"{split.test[0]}.nii.gz"
-    label = nib.load(path)
-    nib.save(nib.Nifti1Image(np.asanyarray(label.dataobj) + 90, label.affine), path)
-
-
-@pytest.mark.parametrize(
-    ("what", "said"),
-    [
-        ("label", r"label values 0, 3, 7 in .*labelsTr.*, got 90, 93, 97"),
-        ("formula", r"stage 'local' to be built and stepped, got .*formula"),
-        ("head", r"stage 'finetune' to be built and stepped, got .*SegmentationHaed"),
-        ("tap", r"stage 'local' to be built and stepped, got .*decoder\.blocks\.9"),
-        ("accelerator", r"a machine for --accelerator gpu --devices 1"),
-        ("devices", r"a machine for --accelerator cpu --devices 0"),
-        ("disk", r"MB on the disk for .*run, got 0 MB"),
-    ],
-)
-def test_what_would_end_a_run_after_hours_is_said_before(
-    what: str, said: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = {
-        "formula": ["stages.local.loss.options.formula=suppcon"],
-        "head": ["stages.finetune.head.name=SegmentationHaed"],
-        "tap": ["stages.local.taps=[decoder.blocks.1,decoder.blocks.2,decoder.blocks.9]"],
-    }
-    chosen = replace(short(data, "mmgl"), method=methods.load(config.Method, "mmgl", changes.get(what, [])))
-    if what == "accelerator":
-        chosen = replace(chosen, compute=config.Compute(accelerator="gpu"))
-    elif what == "devices":
-        chosen = replace(chosen, compute=config.Compute(accelerator="cpu", devices=0))
-    elif what == "label":
-        broken_label(data, Setup.of(chosen, tmp_path / "cache").split)
-    elif what == "disk":
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # pyright: ignore
-    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(ValueError, match=said):
-        run(chosen, tmp_path / "run")
-
-
-def test_check_is_a_command_that_opens_every_file_and_trains_nothing(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = command(data, tmp_path / "out", "--method", "mmgl", what="check")
-    assert main(words) == 0
-    assert "stage 3, finetune (finetune): 6 steps of 6" in capsys.readouterr().out
-    split = Setup.of(short(data, "mmgl"), tmp_path / "cache").split
-    unlabelled = next(patient for patient in split.train if patient not in split.labelled)
-    for patient in (unlabelled, split.test[0]):
-        (data / "labelsTr" / f"{patient}.nii.gz").write_bytes(b"")
-    assert main(words) == 2
-    said = capsys.readouterr().err
-    assert all(f"labelsTr/{patient}.nii.gz" in said for patient in (unlabelled, split.test[0]))
-    assert not (tmp_path / "out").exists()
-
-
-def test_every_method_of_a_demo_is_checked_before_the_first(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = command(data, tmp_path / "out", "--methods", "random", "mmgl", what="demo")
-    assert main([*words, "--set", "stages.local.loss.options.formula=suppcon"]) == 2
-    assert "stage 'local' to be built and stepped" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "random").exists()
-
-
-def test_a_table_is_checked_before_any_of_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = command(data, tmp_path / "out", "--seeds", 0, "--methods", "random", "mmgl", what="table")
-    assert main([*words, "--set", "stages.local.loss.options.formula=suppcon"]) == 2
-    assert "stage 'local' to be built and stepped" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "stages").exists()
 
 
 # 7. Most decide, and who differs is named

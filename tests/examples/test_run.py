@@ -17,7 +17,7 @@ from examples.mmwhs import files
 from examples.mmwhs.data.datasets import open_dataset
 from examples.mmwhs.data.splits import LeakError, Split
 from examples.mmwhs.data.store import SliceStore
-from examples.mmwhs.train import config, fit, methods, setup
+from examples.mmwhs.train import config, fit, methods, plain, setup
 from examples.mmwhs.train import run as module
 from examples.mmwhs.train.evaluate import distances
 from examples.mmwhs.train.fit import StepSampler, curves
@@ -56,7 +56,7 @@ def test_it_leaves_everything(done: Path) -> None:
         assert (done / name).stat().st_size > 0, name
     assert list((done / "cache").glob("tiny_*.npz"))
     assert not list(done.rglob("*part*"))
-    assert config.parse(config.Run, yaml.safe_load((done / "config.yaml").read_text()), where="") is not None
+    assert plain.parse(config.Run, yaml.safe_load((done / "config.yaml").read_text()), where="") is not None
 
 
 def test_every_stage_trains_its_part_and_no_more(done: Path) -> None:

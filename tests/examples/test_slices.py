@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pickle
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from examples.mmwhs.data import slices as slices_module
 from examples.mmwhs.data import store as module
 from examples.mmwhs.data.datasets import Dataset, open_dataset
 from examples.mmwhs.data.description import PLANES, Case, Description
@@ -25,7 +28,6 @@ from examples.mmwhs.data.slices import (
     labels_from_probabilities,
     resize_images,
     resize_labels,
-    slices_to_volume,
     volume_to_slices,
 )
 from examples.mmwhs.data.splits import LeakError, Split
@@ -63,13 +65,15 @@ def store(data: Dataset, tmp_path: Path) -> SliceStore:
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_slices_of_a_plane_go_back_to_the_volume(plane: str) -> None:
+def test_slices_of_a_plane_are_a_view_of_the_volume(plane: str) -> None:
     volume = np.arange(np.prod(SHAPE)).reshape(SHAPE)
     stack = volume_to_slices(volume, plane)
     axis = PLANES.index(plane)
     assert len(stack) == SHAPE[axis]
     np.testing.assert_array_equal(stack[2], volume.take(2, axis=axis))
-    np.testing.assert_array_equal(slices_to_volume(stack, plane), volume)
+    stack[2] = -1  # a view: what is written to a slice is in the volume
+    assert (volume.take(2, axis=axis) == -1).all()
+    assert (volume == -1).sum() == stack[2].size
     with pytest.raises(ValueError, match="Did you mean 'coronal'"):
         volume_to_slices(volume, "corona")
 
@@ -153,8 +157,9 @@ def test_probabilities_come_back_to_the_grid_of_the_volume(plane: str) -> None:
     labels[12:17, 8:18, 5:12] = 2
     small = resize_labels(volume_to_slices(labels, plane), 48)
     certain = torch.nn.functional.one_hot(torch.from_numpy(small).long(), 3).permute(0, 3, 1, 2).float()
-    np.testing.assert_array_equal(labels_from_probabilities(certain, shape, plane), labels)
-    np.testing.assert_array_equal(labels_from_probabilities(certain.numpy(), shape, plane), labels)
+    np.testing.assert_array_equal(labels_from_probabilities([certain], shape, plane), labels)
+    for size in (1, 7):  # whatever the batches
+        np.testing.assert_array_equal(labels_from_probabilities(certain.split(size), shape, plane), labels)
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -170,9 +175,9 @@ def test_a_cropped_slice_comes_back_to_its_place(plane: str, crop: float) -> Non
     assert stack.shape[1] == stack.shape[2] == round(crop * max(sides))
     small = resize_labels(stack, 4 * stack.shape[1])
     certain = torch.nn.functional.one_hot(torch.from_numpy(small).long(), 3).permute(0, 3, 1, 2).float()
-    np.testing.assert_array_equal(labels_from_probabilities(certain, shape, plane, crop=crop), labels)
+    np.testing.assert_array_equal(labels_from_probabilities([certain], shape, plane, crop=crop), labels)
     all_one = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1).expand_as(certain)
-    everywhere = labels_from_probabilities(all_one, shape, plane, crop=crop)
+    everywhere = labels_from_probabilities([all_one], shape, plane, crop=crop)
     assert (everywhere > 0).sum() == cut(np.ones_like(volume_to_slices(labels, plane)), crop).sum()
 
 
@@ -186,14 +191,45 @@ def test_a_crop_that_loses_labels_is_refused(data: Dataset, tmp_path: Path) -> N
 
 def test_probabilities_are_resized_before_the_largest_wins() -> None:
     probabilities = torch.tensor([[[[0.9, 0.45]], [[0.1, 0.55]]]]).expand(3, 2, 1, 2)
-    grown = labels_from_probabilities(probabilities, (4, 8, 3), "transaxial")
+    grown = labels_from_probabilities([probabilities], (4, 8, 3), "transaxial")
     # class 0 falls from 0.9 to 0.45 on the way and leads for 8/9 of it: all but the last two of eight
     np.testing.assert_array_equal(grown, np.broadcast_to((np.arange(8) >= 6)[None, :, None], (4, 8, 3)))
 
 
-def test_probabilities_of_another_volume() -> None:
-    with pytest.raises(ValueError, match=r"`probabilities` of shape \(8, C, S, S\) .* got \(7, 2, 4, 4\)"):
-        labels_from_probabilities(torch.zeros(7, 2, 4, 4), SHAPE, "transaxial")
+def test_probabilities_are_taken_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the batches nor the resized probabilities are ever held whole, and pieces change nothing."""
+    stack = torch.rand(9, 4, 16, 16, generator=torch.Generator().manual_seed(0)).softmax(1)
+    whole = labels_from_probabilities([stack], (32, 40, 9), "transaxial", crop=0.9)
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+
+    def batches() -> Iterator[torch.Tensor]:
+        for part in stack.split(2):
+            alive.add(batch := part.clone())
+            yield batch
+            del batch
+            assert len(alive) <= 1
+
+    most = []
+    resize = slices_module._linear
+    monkeypatch.setattr(slices_module, "VALUES", 4 * 36 * 36)
+    monkeypatch.setattr(slices_module, "_linear", lambda x, size: most.append(len(x)) or resize(x, size))
+    np.testing.assert_array_equal(labels_from_probabilities(batches(), (32, 40, 9), "transaxial", crop=0.9), whole)
+    assert most == [1] * 9
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ([torch.zeros(7, 2, 4, 4)], "7 slices"),
+        ([], "0 slices"),
+        ([torch.zeros(5, 2, 4, 4)] * 2, r"shape \(5, 2, 4, 4\) behind 5 of them"),
+        ([torch.zeros(8, 4, 4)], r"shape \(8, 4, 4\) behind 0 of them"),
+    ],
+)
+def test_probabilities_of_another_volume(given: list[torch.Tensor], got: str) -> None:
+    expected = r"Expected probabilities \(n, C, S, S\) of the 8 transaxial slices of \(\d+, \d+, 8\), got "
+    with pytest.raises(ValueError, match=expected + got):
+        labels_from_probabilities(given, SHAPE, "transaxial")
 
 
 # The store
@@ -434,7 +470,7 @@ def test_real_slices_keep_nearly_all_of_a_label_at_their_default_size(tmp_path: 
     assert truth is not None
     classes = len(data.description.classes) + 1
     certain = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), classes).permute(0, 3, 1, 2)
-    back = labels_from_probabilities(certain, truth.shape, plane, crop=data.description.crop)
+    back = labels_from_probabilities([certain], truth.shape, plane, crop=data.description.crop)
     for k in range(1, classes):
         dice = 2 * ((back == k) & (truth == k)).sum() / ((back == k).sum() + (truth == k).sum())
         assert dice > least

@@ -109,7 +109,7 @@ def test_labelled_is_a_fraction_or_a_count(labelled, error: type[Exception], rea
 
 
 def test_too_few_patients_and_a_wrong_seed() -> None:
-    with pytest.raises(ValueError, match=r"at least 3 patients in somewhere to split, got 2"):
+    with pytest.raises(ValueError, match=r"at least 3 patients with labels in somewhere to split, got 2 of 2"):
         make_split(dataset(2, volumes=9), labelled=1, seed=0)
     with pytest.raises(ValueError, match="`seed`"):
         make_split(dataset(9), labelled=1, seed=-1)

@@ -23,7 +23,7 @@ from examples.mmwhs.study import plan, report, results, rows, table
 from examples.mmwhs.study.compare import Grid
 from examples.mmwhs.study.plan import Folders, Job, Task
 from examples.mmwhs.study.probe import probe
-from examples.mmwhs.train import config, methods, setup
+from examples.mmwhs.train import config, methods, plain, setup
 from examples.mmwhs.train import run as module
 from examples.mmwhs.train.evaluate import evaluate
 from examples.mmwhs.train.run import run
@@ -95,7 +95,7 @@ def test_a_run_of_a_table_is_what_run_makes(data: Path, done: tuple[Folders, lis
     }
     assert ours["asked"] == 2
     assert ours["probe"] == pytest.approx(probe(tmp_path / "run")["local"], rel=1e-4)
-    assert config.parse(config.Method, ours["settings"]["method"], where="result") == chosen.method
+    assert plain.parse(config.Method, ours["settings"]["method"], where="result") == chosen.method
 
 
 def test_scores_on_validation_open_no_test_patient(
@@ -264,6 +264,11 @@ def test_a_run_that_fails_takes_no_other_with_it(
     assert reason in next((tmp_path / "failed").iterdir()).read_text()
     assert any(f"failed: {reason}" in line.replace("RuntimeError: ", "") for line in said)
     assert set(plan.tasks(broken, folders)) == {local, *state.skipped}  # the next call tries again
+
+
+def test_of_what_was_refused_the_sentence_is_said() -> None:
+    assert table.reason("Traceback\na.b.FullError: Expected room, got none.\n") == "Expected room, got none."
+    assert table.reason("Traceback\nRuntimeError: no memory\n") == "RuntimeError: no memory"
 
 
 def pretends(fails: str, dies: bool, task: Task, folders: Folders, *_: Any) -> tuple[str, str, str]:

@@ -16,8 +16,7 @@ from examples.mmwhs.train import config, methods
 from examples.mmwhs.train.evaluate import segment_volume
 from examples.mmwhs.train.predict import predict, restore
 from examples.mmwhs.train.run import run
-from tests.examples.tiny import settings, write_tree
-from tests.faults.subjects import SHORT
+from tests.examples.tiny import SHORT, settings, write_tree
 
 
 @given(
@@ -66,7 +65,10 @@ def test_all_stages_run_on_volumes_and_predict_segments_one(tmp_path: Path) -> N
     data = write_tree(tmp_path / "tiny", volumes=5)
     scale = replace(SHORT, slice_size=None, patch=[16, 16, 16])
     chosen = replace(settings(data), scale=scale, method=methods.load(config.Method, "mmgl"))
-    metrics = run(chosen, tmp_path / "run")
+    lines: list[str] = []
+    metrics = run(chosen, tmp_path / "run", say=lines.append)
+    assert any(" patches of " in line for line in lines)
+    assert not any(" slices of " in line for line in lines)
     assert (
         metrics["stages"]["global"]["slices"] == 2 * 2 * metrics["stages"]["global"]["patients"]
     )  # 18 x 20 x 12 voxels

@@ -1,10 +1,13 @@
 """A tiny data set in the layout of the Decathlon, stored in mixed orientations, and a scale to match."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import yaml
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from examples.mmwhs.train import config, methods
@@ -25,6 +28,11 @@ SCALE = config.Scale(
         "selftrain": config.Schedule(steps=6, every=3, batch_size=3, learning_rate=0.001),
     },
 )
+SHORT = replace(SCALE, schedules={
+    "global": config.Schedule(steps=2, every=1, batch_size=4, learning_rate=0.001),
+    "local": config.Schedule(steps=2, every=1, batch_size=3, learning_rate=0.003),
+    "finetune": config.Schedule(steps=6, every=2, batch_size=6, learning_rate=0.01),
+})  # fmt: skip
 
 
 def volume(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -67,3 +75,16 @@ def settings(data: Path, method: str = "mmgl", **changes: object) -> config.Run:
     """The configuration of a tiny run."""
     values = {"labelled": 2, "compute": config.Compute(accelerator="cpu"), **changes}
     return config.Run(data=str(data), method=methods.load(config.Method, method), scale=SCALE, **values)
+
+
+def short(data: Path, method: str = "random", **changes: Any) -> config.Run:
+    """The same with fewer steps."""
+    return replace(settings(data, method, **changes), scale=SHORT)
+
+
+def command(data: Path, out: Path, *more: object, what: str = "run") -> list[str]:
+    """The words of a command with that scale."""
+    scale = data.parent / "scale.yaml"
+    scale.write_text(yaml.safe_dump(asdict(SHORT)))
+    words = [what, "--data", data, "--scale", scale, "--out", out, "--labelled", 2, "--accelerator", "cpu", *more]
+    return list(map(str, words))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,7 @@ from examples.mmwhs.__main__ import main
 from examples.mmwhs.study import plan, report, results, table
 from examples.mmwhs.train import config, methods
 from examples.mmwhs.train.fit import curves
-from tests.examples.tiny import SCALE
-
-SHORT = replace(SCALE, schedules={
-    "global": config.Schedule(steps=2, every=1, batch_size=4, learning_rate=0.001),
-    "local": config.Schedule(steps=2, every=1, batch_size=3, learning_rate=0.003),
-    "finetune": config.Schedule(steps=6, every=2, batch_size=6, learning_rate=0.01),
-})  # fmt: skip
+from tests.examples.tiny import SHORT
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ def do_table(data: Path, out: Path) -> int:
         for task, _ in plan.tasks(jobs, folders).values():
             _, _, error = table.work(task, folders, os.getpid())
             if error:
-                print(error.strip().splitlines()[-1].replace("ValueError", "error"))
+                print(f"error: {table.reason(error)}")
                 return 2
         report.write_table(out, results.read(folders.results), out / "pictures")
     except ValueError as error:

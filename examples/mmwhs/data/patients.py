@@ -102,6 +102,9 @@ def given_split(path: Path, fold: int = 0) -> dict[str, tuple[str, ...]]:
     patients that choose weights are drawn from ``train``.
     """
     content = read_json(path)
+    if not content or (isinstance(content, dict) and fold):
+        got = "nothing" if not content else f"one split and not folds, of which to take number {fold}"
+        raise ValueError(message(f"a split, or a list of folds, in {path}", got))
     if isinstance(content, list):
         if not 0 <= fold < len(content):
             raise ValueError(message(f"a fold from 0 to {len(content) - 1} in {path}", fold))
@@ -121,7 +124,7 @@ def given_split(path: Path, fold: int = 0) -> dict[str, tuple[str, ...]]:
             raise ValueError(message(f"`{key}` to be a list of patients in {path}", names))
         if not names or len(set(names)) != len(names):
             raise ValueError(message(f"one or more patients in `{key}` of {path}, each once", names))
-        given[key] = tuple(names)
+        given[key] = tuple(name.removesuffix(".gz").removesuffix(".nii") for name in names)
     for key in needed:
         if key not in given:
             raise ValueError(message(f"{', '.join(f'`{part}`' for part in needed)} in {path}", f"no `{key}`"))
@@ -143,7 +146,8 @@ def by_patient(
     patients = set(patient_of.values())
     parts = {key: tuple(dict.fromkeys(patient_of.get(n, n) for n in names)) for key, names in given.items()}
     if unknown := sorted({patient for part in parts.values() for patient in part} - patients):
-        raise ValueError(message(f"cases of every patient in {source}", f"none of {', '.join(unknown[:5])}"))
+        cure = f"Cases are called {', '.join(sorted(patient_of)[:3])}, ..."
+        raise ValueError(message(f"cases of every patient in {source}", f"none of {', '.join(unknown[:5])}", cure))
     for one, other in combinations([part for part in PARTS if part in parts], 2):
         if shared := set(parts[one]) & set(parts[other]):
             raise ValueError(message(f"no patient in both `{one}` and `{other}` of {source}", sorted(shared)))

@@ -3,6 +3,8 @@
 Labels are resized class by class, so no resizing ever invents a class between two others.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,18 +14,13 @@ from examples.mmwhs.data.description import PLANES
 from examples.mmwhs.messages import message, one_of
 
 BATCH = 16  # slices resized at a time, which bounds the memory
+VALUES = 2**25  # probabilities resized at a time, for the same reason
 
 
 def volume_to_slices(volume: np.ndarray, plane: str) -> np.ndarray:
     """(X, Y, Z) in RAS to the slices (n, H, W) of a plane; a view."""
     one_of("plane", plane, PLANES)
     return np.moveaxis(volume, PLANES.index(plane), 0)
-
-
-def slices_to_volume(slices: np.ndarray, plane: str) -> np.ndarray:
-    """The slices (n, H, W) of a plane to (X, Y, Z) in RAS, undoing :func:`volume_to_slices`; a view."""
-    one_of("plane", plane, PLANES)
-    return np.moveaxis(slices, 0, PLANES.index(plane))
 
 
 def window(shape: tuple[int, ...], crop: float) -> tuple[slice, slice]:
@@ -36,11 +33,12 @@ def window(shape: tuple[int, ...], crop: float) -> tuple[slice, slice]:
 
 
 def cut(stack: np.ndarray, crop: float) -> np.ndarray:
-    """The central squares of slices (n, H, W), zeros beyond their edges."""
+    """The central squares of slices (n, H, W), zeros beyond their edges; a view where they reach beyond none."""
     parts = window(stack.shape[1:], crop)
     beyond = [(max(0, -p.start), max(0, p.stop - size)) for p, size in zip(parts, stack.shape[1:], strict=True)]
     inside = tuple(slice(max(0, p.start), p.stop) for p in parts)
-    return np.pad(stack[(slice(None), *inside)], [(0, 0), *beyond])
+    part = stack[(slice(None), *inside)]
+    return np.pad(part, [(0, 0), *beyond]) if np.any(beyond) else part  # padding by nothing would copy it
 
 
 def _linear(stack: Tensor, size: tuple[int, int]) -> Tensor:
@@ -74,32 +72,38 @@ def resize_labels(stack: np.ndarray, size: int) -> np.ndarray:
 
 
 def labels_from_probabilities(
-    probabilities: Tensor | np.ndarray, shape: tuple[int, int, int], plane: str, *, crop: float = 1.0
+    probabilities: Iterable[Tensor], shape: tuple[int, int, int], plane: str, *, crop: float = 1.0
 ) -> np.ndarray:
     """Class probabilities of every slice of a plane to class indices on the RAS grid of the volume.
 
     Probabilities are resized, and only then does the largest win.
 
     Args:
-        probabilities: (n, C, S, S), the slices in order.
+        probabilities: batches (n, C, S, S), with all slices in order; no more than one of them is held.
         shape: (X, Y, Z) of the volume in RAS.
         plane: the plane of the slices.
         crop: of the data set's description; what lies outside is background.
 
     Returns:
         (X, Y, Z) uint8.
+
+    Raises:
+        ValueError: a batch has another shape, or there are more or fewer slices than those of the volume.
     """
-    stack = torch.as_tensor(probabilities)
     out = np.zeros(shape, dtype=np.uint8)
-    slices = volume_to_slices(out, plane)
-    if stack.ndim != 4 or len(stack) != len(slices):
-        expected = f"`probabilities` of shape ({len(slices)}, C, S, S) for the {plane} slices of {tuple(shape)}"
-        raise ValueError(message(expected, tuple(stack.shape)))
-    for i in range(0, len(stack), BATCH):
-        part = stack[i : i + BATCH].to("cpu", torch.float32)
-        rows, columns = window(slices.shape[1:], crop)
-        labels = _linear(part, (rows.stop - rows.start, columns.stop - columns.start)).argmax(dim=1).numpy()
-        top, left = max(0, rows.start), max(0, columns.start)
-        inside = slices[i : i + BATCH, top : rows.stop, left : columns.stop]
-        inside[:] = labels[:, top - rows.start :, left - columns.start :][:, : inside.shape[1], : inside.shape[2]]
+    slices, done = volume_to_slices(out, plane), 0
+    rows, columns = window(slices.shape[1:], crop)
+    size = rows.stop - rows.start, columns.stop - columns.start
+    top, left = max(0, rows.start), max(0, columns.start)
+    expected = f"probabilities (n, C, S, S) of the {len(slices)} {plane} slices of {tuple(shape)}"
+    for batch in probabilities:
+        if batch.ndim != 4 or done + len(batch) > len(slices):
+            raise ValueError(message(expected, f"shape {tuple(batch.shape)} behind {done} of them"))
+        for part in batch.split(max(1, VALUES // (batch.shape[1] * size[0] * size[1]))):
+            labels = _linear(part.to("cpu", torch.float32), size).argmax(dim=1).numpy()
+            inside = slices[done : done + len(part), top : rows.stop, left : columns.stop]
+            inside[:] = labels[:, top - rows.start :, left - columns.start :][:, : inside.shape[1], : inside.shape[2]]
+            done += len(part)
+    if done < len(slices):
+        raise ValueError(message(expected, f"{done} slices"))
     return out

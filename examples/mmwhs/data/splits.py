@@ -78,7 +78,8 @@ def make_split(dataset: Dataset, *, labelled: float | int, seed: int) -> Split:
     if given is None:
         patients = [patient for patient in dataset.patients if patient not in bare]
         if len(patients) < 3:
-            raise ValueError(message(f"at least 3 patients in {dataset.root} to split", len(patients)))
+            expected = f"at least 3 patients with labels in {dataset.root} to split"
+            raise ValueError(message(expected, f"{len(patients)} of {len(dataset.patients)} patients"))
         drawn = [patients[i] for i in rng.permutation(len(patients))]
         validation, test = (len(drawn) + 1) // 4, (len(drawn) + 2) // 4
         parts = drawn[validation + test :], drawn[:validation], drawn[validation : validation + test]
@@ -87,6 +88,8 @@ def make_split(dataset: Dataset, *, labelled: float | int, seed: int) -> Split:
     else:  # a fold of nnU-Net holds out one part: a fifth of the others choose weights
         drawn = [each for each in given["train"] if each not in bare]
         drawn = [drawn[i] for i in rng.permutation(len(drawn))]
+        if len(drawn) < 2:
+            raise ValueError(message(f"2 patients with labels in `train` of a fold of {dataset.root}", len(drawn)))
         few = max(1, len(drawn) // 5)
         parts = [each for each in given["train"] if each not in drawn[:few]], drawn[:few], given["test"]
     train, validation, test = (tuple(sorted(part)) for part in parts)

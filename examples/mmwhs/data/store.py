@@ -5,6 +5,7 @@ Images are kept as uint8, so an intensity in [0, 1] is off by at most 1/510.
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from examples.mmwhs.data.datasets import Dataset
 from examples.mmwhs.data.description import PLANES, Case
 from examples.mmwhs.data.slices import cut, resize_images, resize_labels, volume_to_slices
 from examples.mmwhs.data.splits import Split, guard
-from examples.mmwhs.data.volumes import Volume, load_volume
+from examples.mmwhs.data.volumes import Volume, load_volume, open_grid
 from examples.mmwhs.messages import integer, message, one_of
 
 FORMAT = 2  # raise it when what is written for a slice changes
@@ -67,6 +68,11 @@ class SliceStore:
         """The plane in which networks are evaluated."""
         return VOLUME if self.patch else self.dataset.description.main_plane
 
+    @property
+    def unit(self) -> str:
+        """What batches are of, in words."""
+        return "patches" if self.patch else "slices"
+
     def slices(self, case: Case, plane: str) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of a plane, uint8 (n, S, S) each; of a volume (1, X, Y, Z)."""
         images, labels = self.images(case, plane), self.labels(case, plane)
@@ -93,6 +99,15 @@ class SliceStore:
         }
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         return self.cache / f"{case.id}-{digest}.npz"
+
+    def bytes_of(self, case: Case) -> int:
+        """How many bytes the slices of a case will take on disk; none, if they are there."""
+        if self.path(case).is_file():
+            return 0
+        shape, kinds = open_grid(case.image).shape, 2 - (case.label is None)
+        if self.patch:
+            return kinds * math.prod(shape)
+        return kinds * self.size**2 * sum(shape[PLANES.index(plane)] for plane in self.planes)
 
     def _read(self, case: Case, kind: str, plane: str) -> np.ndarray:
         one_of("plane", plane, self.planes)

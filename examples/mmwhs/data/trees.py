@@ -66,14 +66,15 @@ def extra(folders: Iterable[str | Path]) -> list[Path]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ValueError(message("an existing folder of unlabelled volumes", folder))
-        volumes = sorted(path for path in folder.rglob("*.nii*") if _is_volume(path))
+        volumes = sorted(path for path in folder.rglob("*.nii*") if is_volume(path))
         if not volumes:
             raise ValueError(message(f"volumes (.nii, .nii.gz) below {folder}", "none"))
         found += volumes
     return found
 
 
-def _is_volume(path: Path) -> bool:
+def is_volume(path: Path) -> bool:
+    """Whether a path is of a NIfTI file; those that begin with a dot are what systems leave beside files."""
     return path.is_file() and path.name.endswith(NIFTI) and not path.name.startswith(".")
 
 
@@ -81,7 +82,7 @@ def _images_ts(root: Path, tail: str = "") -> list[tuple[Path, Path | None]]:
     """The images that come without labels with a data set."""
     if (root / "labelsTs").is_dir():
         return []
-    found = sorted(p for p in (root / "imagesTs").glob("*.nii*") if _is_volume(p) and stem(p).endswith(tail))
+    found = sorted(p for p in (root / "imagesTs").glob("*.nii*") if is_volume(p) and stem(p).endswith(tail))
     for path in found:
         inside(root, path)
     return [(path, None) for path in found]
@@ -112,7 +113,8 @@ def _mmwhs(root: Path, modality: str | None) -> Tree:
     present = sorted({case[:2] for case in found})
     if not present:
         expected = "a dataset.json (MSD, nnU-Net) or files like ct_train_1001_image.nii.gz (MM-WHS)"
-        raise ValueError(message(f"{expected} below {root}", "neither"))
+        cure = "A dataset.json is a few lines: see `Your own volumes` in docs/pipeline.md."
+        raise ValueError(message(f"{expected} below {root}", "neither", cure))
     if modality is None and len(present) > 1:
         raise ValueError(message(f"one modality below {root}", " and ".join(present), "Choose with --modality ct."))
     modality = modality or present[0]
@@ -130,7 +132,7 @@ def _msd(source: Path, content: Mapping[str, Any], modality: str | None) -> Tree
     labels, training = content.get("labels"), content.get("training")
     if not isinstance(labels, dict) or not isinstance(training, list) or not training:
         expected = f"`labels` (a mapping) and `training` (a list of cases) in {source}"
-        raise ValueError(message(expected, f"the keys {sorted(content)}"))
+        raise ValueError(message(expected, f"{labels!r:.60} and {training!r:.60}"))
     if modality is not None:
         raise ValueError(message(f"no `modality` for {source.parent}, which has a dataset.json", repr(modality)))
     values: dict[int, str] = {}
@@ -138,7 +140,7 @@ def _msd(source: Path, content: Mapping[str, Any], modality: str | None) -> Tree
         if not (value.isdecimal() and int(value) < 2**15 and isinstance(name, str)):
             expected = f'`labels` like {{"0": "background", "1": "name"}} in {source}'
             raise ValueError(message(expected, f"{value!r}: {name!r}"))
-        values[int(value)] = name
+        values[int(value)] = " ".join(name.split())
     values.pop(0, None)
     files = [_entry(source, entry) for entry in training]
     owner: dict[Path, Path] = {}
@@ -166,7 +168,7 @@ def _nnunet(source: Path, content: Mapping[str, Any], modality: str | None) -> T
             )
         if value in values:
             raise ValueError(message(f"every value once in `labels` of {source}", f"{values[value]!r} and {name!r}"))
-        values[value] = name
+        values[value] = " ".join(str(name).split())
     values.pop(0, None)
     if modality is None and len(channels) > 1:
         cure = f"Choose with --modality, by number or name: {', '.join(f'{k} {v}' for k, v in channels.items())}."

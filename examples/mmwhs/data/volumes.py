@@ -5,6 +5,7 @@ so that axis 0 is sagittal, 1 coronal and 2 transaxial, whatever the file says.
 """
 
 import gzip
+import io
 import math
 import zlib
 from collections.abc import Iterator
@@ -80,15 +81,15 @@ class _Grid:
     def spacing(self) -> np.ndarray:
         return voxel_sizes(self.affine)
 
-    def voxels(self, array: np.ndarray) -> np.ndarray:
-        """The array of the file without axes of length 1 behind the third; a view."""
-        return array.reshape(array.shape[:3], order="F")
+    def layers(self) -> Iterator[np.ndarray]:
+        """The voxels of the file, (X, Y) for each index of its third axis; a compressed one is read and checked first.
 
-    def whole(self) -> nib.Nifti1Image:
-        """The file with all its voxels, of a compressed one only after its checksum was right."""
-        if self.path.suffix.lower() != ".gz":
-            return self.file
-        return type(self.file).from_bytes(_unpacked(self.path, _size(self.file)))
+        With a scale factor they are float64, whatever the file holds: only a layer is ever that large.
+        """
+        file = self.file
+        if self.path.suffix.lower() == ".gz":
+            file = type(file).from_stream(_unpacked(self.path, _size(file)))
+        return (np.asarray(file.dataobj[:, :, z]).reshape(file.shape[:2], order="F") for z in range(file.shape[2]))
 
     def turn(self, array: np.ndarray) -> np.ndarray:
         """The array of the file in RAS; a view."""
@@ -101,17 +102,18 @@ def _size(file: nib.Nifti1Image) -> int:
     return int(offset) + math.prod(map(int, file.shape)) * np.dtype(file.get_data_dtype()).itemsize
 
 
-def _unpacked(path: Path, size: int) -> bytes:
+def _unpacked(path: Path, size: int) -> io.BytesIO:
     """The first `size` bytes of a compressed file; memory is taken as they come, and all of the file is checked."""
-    content = bytearray()
+    content = io.BytesIO()
     with gzip.open(path) as stream:
-        while len(content) < size and (piece := stream.read(min(PIECE, size - len(content)))):
-            content += piece
-        if len(content) < size:
-            raise EOFError(f"{len(content)} bytes for the {size} of its header")
+        while content.tell() < size and (piece := stream.read(min(PIECE, size - content.tell()))):
+            content.write(piece)
+        if content.tell() < size:
+            raise EOFError(f"{content.tell()} bytes for the {size} of its header")
         while stream.read(PIECE):  # the checksum is at the end
             pass
-    return bytes(content)
+    content.seek(0)
+    return content
 
 
 def open_grid(path: Path) -> _Grid:
@@ -133,7 +135,8 @@ def open_grid(path: Path) -> _Grid:
         cure = "Its header does not say how it lies in space."
         raise ValueError(message(f"an affine that can be inverted in {path}", affine.tolist(), cure))
     if kind not in "iuf":
-        raise ValueError(message(f"real numbers in {path}", f"type {file.get_data_dtype()}"))
+        cure = "Save one channel, or the magnitude, as a file of its own."
+        raise ValueError(message(f"a real number for each voxel in {path}", f"type {file.get_data_dtype()}", cure))
     turn = io_orientation(affine)
     turned = tuple(shape[int(axis)] for axis in np.argsort(turn[:, 0]))
     return _Grid(path, file, turned, affine @ inv_ornt_aff(turn, shape))
@@ -175,22 +178,21 @@ def _same_grid(image: _Grid, label: _Grid) -> None:
 
 def _class_indices(grid: _Grid, description: Description) -> np.ndarray:
     """Label values to class indices; any other value than those of the description is an error."""
-    with _reading(grid.path):
-        values = grid.voxels(np.asanyarray(grid.whole().dataobj))
     classes = {value: index for index, value in enumerate(description.values, start=1)}
     classes |= {wrong: classes[right] for wrong, right in description.fixes.items()}
     table = np.full(max(classes) + 2, UNKNOWN, dtype=np.uint8)  # its last entry stays unknown
     table[[0, *classes]] = [0, *classes.values()]
-    indices = np.empty(values.shape, dtype=np.uint8, order="F")  # as files are
     unknown: set[float] = set()
-    for z in range(values.shape[2]):
-        with np.errstate(invalid="ignore"):  # what is not a number is not a label value either
-            whole = np.rint(values[..., z]).astype(np.int64)
-            close = np.abs(whole - values[..., z].astype(float)) <= NEARLY  # a scale factor may leave 3.00000004
-        index = table[np.clip(whole, -1, max(classes) + 1)]
-        indices[..., z] = np.where(close, index, UNKNOWN)
-        if (here := indices[..., z] == UNKNOWN).any():
-            unknown |= set(values[..., z][here].tolist())
+    with _reading(grid.path):
+        layers = grid.layers()
+        indices = np.empty(grid.file.shape[:3], dtype=np.uint8, order="F")  # as files are
+        for z, values in enumerate(layers):
+            whole = np.rint(values).astype(np.int64)  # what is not a number is not a label value either
+            close = np.abs(whole - values.astype(float)) <= NEARLY  # a scale factor may leave 3.00000004
+            index = table[np.clip(whole, -1, max(classes) + 1)]
+            indices[..., z] = np.where(close, index, UNKNOWN)
+            if (here := indices[..., z] == UNKNOWN).any():
+                unknown |= set(values[here].tolist())
     if unknown:
         got = ", ".join(f"{value:.7g}" for value in sorted(unknown)[:8]) + (", ..." if len(unknown) > 8 else "")
         raise ValueError(message(f"label values 0, {', '.join(map(str, classes))} in {grid.path}", got))
@@ -199,16 +201,21 @@ def _class_indices(grid: _Grid, description: Description) -> np.ndarray:
 
 def _normalised(grid: _Grid, low: float, high: float) -> np.ndarray:
     with _reading(grid.path):
-        image = grid.voxels(grid.whole().get_fdata(caching="unchanged", dtype=np.float32))
+        layers = grid.layers()
+        image = np.empty(grid.file.shape[:3], dtype=np.float32, order="F")
+        for z, values in enumerate(layers):
+            image[..., z] = values
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
-        raise ValueError(message(f"finite intensities in {grid.path}", f"{count} voxels that are NaN or infinite"))
+        cure = "Give them the value of the background in a copy, numpy.nan_to_num(voxels, nan=...), and use that."
+        got = f"{count} of {image.size} voxels that are NaN or infinite"
+        raise ValueError(message(f"finite intensities in {grid.path}", got, cure))
     bottom, top = map(float, np.percentile(image.ravel(order="K"), (low, high)))
     if bottom == top:
         bottom, top = float(image.min()), float(image.max())
     if bottom == top:
         return grid.turn(np.zeros_like(image))
-    image = np.clip(image, bottom, top)
+    np.clip(image, bottom, top, out=image)
     image -= np.float32(bottom)
     image /= np.float32(top) - np.float32(bottom)
     return grid.turn(image)

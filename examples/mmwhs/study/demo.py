@@ -37,8 +37,7 @@ def demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console:
         runs = {name: settings(data) for name, settings in methods.items()}
         if is_first():
             setups = {name: Setup.of(chosen, out / "cache") for name, chosen in runs.items()}
-            for setup in setups.values():  # a fault of the last is said before the first is trained
-                check(setup, out)
+            check(list(setups.values()), out, say=say)  # a fault of the last is said before the first is trained
         for name, chosen in runs.items():
             setup = setups.get(name)
             results[name] = run(

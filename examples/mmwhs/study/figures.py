@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
-from scipy import stats
 
 from examples.mmwhs import files
-from examples.mmwhs.study.compare import METRICS, Grid, Summary, labelled_text, stuck
+from examples.mmwhs.study.compare import METRICS, Grid, labelled_text, stuck
 
 INK, SOFT, ACCENT, PALE = "#1d2329", "#8a949e", "#c0392b", "#d7dce1"
 FIRST = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#8c6bb1", "#66c2a5")
@@ -194,19 +193,13 @@ def _rows(
         for row, name in enumerate(methods):
             draw(axis, float(row), name, count)
         axis.set_title(labelled_text(count), fontsize=10, loc="left")
-        axis.set_xlabel(label, fontsize=9)
+        axis.set_xlabel(_wrapped(label, 32), fontsize=9)  # a panel's width: it runs into none beside it
         axis.locator_params(axis="x", nbins=5)
         _plain(axis, grid="x")
     axes[0].set_yticks(range(len(methods)), [grid.methods[name] for name in methods])
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     legend(figure, handles)
     save(figure, path)
-
-
-def interval(summary: Summary) -> float | None:
-    """Half the width of the 95 % confidence interval of a mean, by Student's t."""
-    n, sd = len(summary.values), summary.sd
-    return None if sd is None else float(stats.t.ppf(0.975, n - 1)) * sd / np.sqrt(n)
 
 
 def draw_runs(path: Path, grid: Grid, counts: Sequence[str]) -> None:
@@ -275,7 +268,7 @@ def draw_ablation(path: Path, grid: Grid, bars: Sequence[str], count: str, paper
     means = [100 * (s.mean or 0.0) for s in summaries]
     spread = [100 * (s.sd or 0.0) for s in summaries]
     axis.bar(places + shift, means, width, yerr=spread, capsize=3, color="#1f6fb2", ecolor=INK, label="here")
-    ends = [m + side * s for m, s in zip(means, spread, strict=True) for side in (-1, 1)]
+    ends = [m + s for m, s in zip(means, spread, strict=True)]
     for place, summary, mean, s in zip(places + shift, summaries, means, spread, strict=True):
         spots = 100 * np.asarray(summary.values)
         across = np.full(len(spots), place + 0.3 * width)
@@ -289,7 +282,7 @@ def draw_ablation(path: Path, grid: Grid, bars: Sequence[str], count: str, paper
             axis.text(place, value + 0.4, f"{value:.1f}", ha="center", va="bottom", fontsize=8, color=SOFT)
         ends += theirs
         legend(figure, axis.get_legend_handles_labels()[0])
-    axis.set_ylim(max(0.0, min(ends) - 6), min(104.0, max(ends) + 5))
+    axis.set_ylim(0.0, min(104.0, max(ends) + 5))  # the length of a bar is its value
     axis.set_xticks(places, [_wrapped(grid.methods[name], 12) for name in bars])
     axis.set_ylabel(f"{grid.part} Dice (%), {labelled_text(count)}", fontsize=9)
     _plain(axis, grid="y")

@@ -12,19 +12,13 @@ from examples.mmwhs import files
 from examples.mmwhs.data.store import SliceDataset, evaluation_slices, training_slices
 from examples.mmwhs.messages import message
 from examples.mmwhs.study.figures import draw_features, draw_probe
-from examples.mmwhs.train import config, methods
+from examples.mmwhs.train import config, methods, plain
 from examples.mmwhs.train.evaluate import scores
 from examples.mmwhs.train.run import same_run
 from examples.mmwhs.train.setup import Setup
-from mmgl_losses import FeatureTaps
+from mmgl_losses import FeatureTaps, UNet
 from mmgl_losses.sampling import resample
 
-LEVELS = (
-    *(f"encoder.blocks.{i}" for i in range(4)),
-    "encoder.bottleneck",
-    *(f"decoder.blocks.{i}" for i in range(4)),
-)
-DRAWN = ("encoder.bottleneck", "decoder.blocks.1", "decoder.blocks.3")
 FITTED, SCORED, SHOWN = 500, 64, 150  # points of each class to fit on, slices to score on, points of each class drawn
 
 
@@ -44,7 +38,7 @@ def probe(run: Path) -> dict[str, dict[str, float | None]]:
         raise ValueError(message(f"{run} to be the folder of a finished run", "no metrics.json in it"))
     files.own(run, "run")
     content = methods.read(run / "config.yaml")
-    setup = Setup.of(config.parse(config.Run, content, where=str(run)), run / "cache")
+    setup = Setup.of(plain.parse(config.Run, content, where=str(run)), run / "cache")
     same_run(run, setup)
     if setup.store.patch:
         raise ValueError(message(f"{run} to be a run on slices", "one on volumes"))
@@ -57,7 +51,8 @@ def probe(run: Path) -> dict[str, dict[str, float | None]]:
         net = setup.network(None, weights).eval()
         scored = features(net, validation)
         found[name] = levels(features(net, training), scored, setup.classes)
-        pictures[name] = {level: axes_of(*scored[level], setup.classes) for level in DRAWN}
+        _, there = levels_of(net)
+        pictures[name] = {level: axes_of(*scored[level], setup.classes) for level in there}
     files.write_json(run / "probe.json", found)
     draw_probe(run / "probe.png", {f"after {stage}": row for stage, row in found.items()}, "Dice of a linear probe")
     draw_features(run / "features.png", pictures, setup.dataset.description.classes)
@@ -86,21 +81,30 @@ def slices_of(setup: Setup) -> tuple[SliceDataset, SliceDataset]:
     return training, evaluation_slices(setup.store, setup.split, "validation")
 
 
+def levels_of(net: UNet) -> tuple[list[str], list[str]]:
+    """Every level of a network, from the image down and up again; and those that are drawn, coarse to fine."""
+    count = len(net.encoder.blocks)
+    down, up = ([f"{way}.blocks.{i}" for i in range(count)] for way in ("encoder", "decoder"))
+    drawn = dict.fromkeys(["encoder.bottleneck", up[(count - 1) // 2], up[-1]])
+    return [*down, "encoder.bottleneck", *up], list(drawn)
+
+
 def levels(
     fitted: Mapping[str, tuple[Tensor, Tensor]], scored: Mapping[str, tuple[Tensor, Tensor]], classes: int
 ) -> dict[str, float | None]:
     """Level -> mean Dice of a probe fitted on some features and scored on others."""
-    return {level: score(fit(*fitted[level], classes), *scored[level], classes) for level in LEVELS}
+    return {level: score(fit(*fitted[level], classes), *scored[level], classes) for level in fitted}
 
 
 @torch.no_grad()
-def features(net: nn.Module, slices: SliceDataset) -> dict[str, tuple[Tensor, Tensor]]:
+def features(net: UNet, slices: SliceDataset) -> dict[str, tuple[Tensor, Tensor]]:
     """Level -> features (points, D) and labels (points,) of up to `SCORED` slices, evenly chosen."""
     chosen = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), SCORED)).round().astype(int)).tolist()
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {level: [] for level in LEVELS}
+    every, _ = levels_of(net)
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {level: [] for level in every}
     device = next(net.parameters()).device
     for batch in DataLoader(torch.utils.data.Subset(slices, chosen), batch_size=16):
-        with FeatureTaps(net, LEVELS) as taps:
+        with FeatureTaps(net, every) as taps:
             net(batch["image"].to(device))
             for level, values in taps.read().items():
                 labels = resample(batch["label"], values.shape[2:])

@@ -43,22 +43,25 @@ def ablation_count(grid: Grid, bars: Sequence[str], counts: Sequence[str]) -> st
 
 
 def run_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for every run."""
+    """A row for every run; a structure called as another column is has its label value behind its name."""
     rows = []
     for result in sorted(results, key=lambda r: (str(r["asked"]), r["name"], r["seed"])):
-        row = {"method": result["name"], "labelled": result["asked"], "seed": result["seed"]}
-        row |= {metric: _rounded(value(result)) for metric, value in METRICS.items()}
-        names = distinct(result["structures"])
-        row |= {names[value]: _rounded(dice) for value, dice in result["pooled"]["dice"]["each"].items()}
-        row["Dice by volume"] = _rounded(result["per_volume"]["dice"]["mean"]["mean"])
+        head = {"method": result["name"], "labelled": result["asked"], "seed": result["seed"]}
+        head |= {metric: _rounded(value(result)) for metric, value in METRICS.items()}
+        tail: dict[str, Any] = {"Dice by volume": _rounded(result["per_volume"]["dice"]["mean"]["mean"])}
         for name in DISTANCES:  # results of earlier versions have none
             if name in result["per_volume"]:
-                row[f"{name} by volume (mm)"] = _rounded(result["per_volume"][name]["mean"]["mean"])
+                tail[f"{name} by volume (mm)"] = _rounded(result["per_volume"][name]["mean"]["mean"])
         level, dice = best_probe(result)
-        row |= {"probe": _rounded(dice), "probe: level": level}
-        row["seconds"] = round(sum(stage["seconds"] for stage in result["stages"].values()))
-        row["stuck"] = "; ".join(stuck(result))
-        rows.append(row)
+        tail |= {"probe": _rounded(dice), "probe: level": level}
+        tail["seconds"] = round(sum(stage["seconds"] for stage in result["stages"].values()))
+        tail["stuck"] = "; ".join(stuck(result))
+        names, taken = distinct(result["structures"]), {*head, *tail}
+        scores = {
+            f"{names[value]} [{value}]" if names[value] in taken else names[value]: _rounded(dice)
+            for value, dice in result["pooled"]["dice"]["each"].items()
+        }
+        rows.append(head | scores | tail)
     return rows
 
 
@@ -93,7 +96,8 @@ def body(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any]) -> list[di
             theirs = _paper(paper, name, count)
             for place, metric in enumerate(METRICS):
                 summary = grid.summary(name, count, metric)
-                best = grid.best(grid.methods, count, metric) == name
+                top = grid.best(grid.methods, count, metric)
+                best = top is not None and summary.mean == grid.summary(top, count, metric).mean  # all that are equal
                 cells.append({"mean": summary.mean, "sd": summary.sd, "n": len(summary.values), "best": best,
                               "paper": theirs[place], "metric": metric})  # fmt: skip
         alone = [count for count in grid.counts if count not in counts and grid.results(name, count)]
@@ -125,7 +129,7 @@ def markdown(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any], baseli
     lines = _table(head, [[row["title"], *map(_cell, row["cells"])] for row in rows])
     for row in rows:
         for count, dice, iou, accuracy in row["own"]:
-            means = ", ".join(f"{name} {s.mean:.3f}" for name, s in zip(METRICS, (dice, iou, accuracy), strict=True))
+            means = ", ".join(f"{n} {_number(s.mean)}" for n, s in zip(METRICS, (dice, iou, accuracy), strict=True))
             lines.append(f"\n{row['title']} ({labelled_text(count)}): {means} ({len(dice.values)}).")
     lines.append(
         f"\nMean ± standard deviation (runs); in square brackets, where there is one, {paper['citation']}, on MM-WHS.\n"
@@ -134,8 +138,9 @@ def markdown(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any], baseli
     others = {
         name: [grid.compare(name, baseline, count) for count in counts] for name in grid.methods if name != baseline
     }
-    lines += _table([f"difference to {grid.methods[baseline]}", *titles], _cells(grid, others, _difference))
-    lines.append("\nMean paired difference in Dice (95 % interval; pairs).")
+    if cells := _cells(grid, others, _difference):
+        lines += _table([f"difference to {grid.methods[baseline]}", *titles], cells)
+        lines.append("\nMean paired difference in Dice (95 % interval; pairs).")
     probes = {name: [grid.probe(name, count) for count in counts] for name in grid.methods}
     if cells := _cells(grid, probes, _probe):
         lines += ["", *_table(["linear probe before fine-tuning", *titles], cells)]
@@ -144,7 +149,9 @@ def markdown(grid: Grid, counts: Sequence[str], paper: Mapping[str, Any], baseli
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    """Lines of a table; a bar or a new line in a name ends no cell."""
+    plain = [[" ".join(cell.split()).replace("|", "\\|") for cell in cells] for cells in (head, *rows)]
+    return [f"| {' | '.join(cells)} |" for cells in (plain[0], ["---"] * len(head), *plain[1:])]
 
 
 def _cells(grid: Grid, found: Mapping[str, Sequence[T]], text: Callable[[T], str]) -> list[list[str]]:
@@ -153,11 +160,15 @@ def _cells(grid: Grid, found: Mapping[str, Sequence[T]], text: Callable[[T], str
 
 
 def _cell(cell: Mapping[str, Any]) -> str:
-    text = "–" if cell["mean"] is None else f"{cell['mean']:.3f}"
+    text = _number(cell["mean"])
     text += "" if cell["sd"] is None else f" ± {cell['sd']:.3f}"
     text = f"**{text}**" if cell["best"] and cell["mean"] is not None else text
     text += f" ({cell['n']})" if cell["metric"] == "Dice" and cell["n"] else ""
     return text + ("" if cell["paper"] is None else f" [{cell['paper']:.3f}]")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _probe(found: Summary) -> str:

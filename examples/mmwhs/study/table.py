@@ -18,7 +18,6 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from examples.mmwhs import files
-from examples.mmwhs.data.description import Case
 from examples.mmwhs.study import results
 from examples.mmwhs.study.plan import Folders, Job, Task, tasks
 from examples.mmwhs.study.probe import probe_weights
@@ -41,24 +40,13 @@ class State:
     skipped: set[str] = field(default_factory=set)
 
 
-def checked(planned: Sequence[Job], folders: Folders, say: Say) -> None:
-    """Says the plan of the first run, and tries all that could end a run after hours, as `train.check` does."""
-    setups = [Setup.of(job.settings, folders.out / "cache") for job in planned[:1]]
-    for line in check.plan(setups[0], folders.out):
+def check_jobs(planned: Sequence[Job], folders: Folders, say: Say) -> None:
+    """Says the plan of the first run, and tries all that could end a run after hours."""
+    cache = folders.out / "cache"
+    first = Setup.of(planned[0].settings, cache)
+    for line in check.plan(first, folders.out):
         say(line)
-    check.machine(planned[0].settings.compute)
-    cases: dict[str, Case] = {}
-    built: set[str] = set()
-    for job in planned:
-        setup = Setup.of(job.settings, folders.out / "cache", setups[0].dataset)
-        cases |= {case.id: case for case in check.seen(setup)}
-        new = {str(asdict(stage)): number for number, stage in enumerate(job.settings.method.stages)}
-        wanted = [number for said, number in new.items() if said not in built]
-        built |= set(new)
-        if wanted:
-            check.steps(setup, wanted.__contains__)
-    check.opens(setups[0], cases.values())
-    check.fits(setups[0], folders.out)
+    check.check([Setup.of(job.settings, cache, first.dataset) for job in planned], folders.out, say=say)
 
 
 def make(planned: Sequence[Job], folders: Folders, *, count: int, threads: int = 1, say: Say = silent) -> State:
@@ -84,7 +72,7 @@ def make(planned: Sequence[Job], folders: Folders, *, count: int, threads: int =
             report = folders.out / "failed" / f"{task.text.replace(': ', '-')}.txt"
             if error:
                 files.write_text(report, error)
-                state.failed[task.id] = (task, error.strip().splitlines()[-1])
+                state.failed[task.id] = (task, reason(error))
                 _skip(task.id, left, state)
             else:
                 report.unlink(missing_ok=True)
@@ -94,6 +82,13 @@ def make(planned: Sequence[Job], folders: Folders, *, count: int, threads: int =
             words = f"failed: {state.failed[task.id][1]}" if error else said
             say(f"{ended} of {state.total}: {task.text}: {words}; about {in_words(rest)} left")
     return state
+
+
+def reason(error: str) -> str:
+    """The last line of a traceback; of what was refused, the sentence alone."""
+    line = error.strip().splitlines()[-1]
+    _, refused, sentence = line.partition("Error: Expected ")
+    return f"Expected {sentence}" if refused else line
 
 
 def _run(ready: Sequence[Task], folders: Folders, count: int, threads: int) -> Iterator[tuple[Task, str, str]]:
@@ -184,7 +179,7 @@ def _train(task: Task, folders: Folders, slot: int) -> str:
     train(setup, number, before, folder, watch=watch)
     for name in ("last.ckpt", "best.ckpt"):  # of no use after the end, and large
         (folder / name).unlink(missing_ok=True)
-    return described_stage(stage.name, files.read_json(folder / "done.json"))
+    return described_stage(stage.name, files.read_json(folder / "done.json"), setup.store.unit)
 
 
 def _conclude(task: Task, folders: Folders, slot: int) -> str:

@@ -5,7 +5,8 @@ stage is built and stepped once, the accelerator is asked for, and the disk is m
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning.pytorch as lightning
@@ -14,6 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import default_collate
 
+from examples.mmwhs import files
 from examples.mmwhs.data.description import Case
 from examples.mmwhs.data.store import SliceDataset
 from examples.mmwhs.messages import message
@@ -63,31 +65,43 @@ def device(compute: Compute) -> torch.device:
     return torch.device("cpu")
 
 
-def check(setup: Setup, out: Path | None, *, everything: bool = False) -> None:
+def check(setups: Sequence[Setup], out: Path | None, *, say: Callable[[str], None], everything: bool = False) -> None:
     """Refuses what cannot come to an end, before it begins.
 
     Args:
-        setup: What the run stands on.
-        out: Where it will write.
-        everything: Whether to open the files that the run does not need, too.
+        setups: What runs on one data set and one machine stand on.
+        out: Where they will write.
+        say: Takes a line about what can be done and may not be meant.
+        everything: Whether to open the files that no run needs, too.
 
     Raises:
-        ValueError: A file cannot be used, a stage cannot be built or stepped, there is no such machine, or the disk is
-            too full.
+        ValueError: A file cannot be used, no labelled patient shows anything, a stage cannot be built or stepped, there
+            is no such machine, or the disk is too full.
     """
-    machine(setup.settings.compute)
-    cases = setup.dataset.cases if everything else seen(setup)
-    opens(setup, cases)
-    steps(setup)
+    first, processes = setups[0], machine(setups[0].settings.compute)
+    cases: dict[str, Case] = {}
+    for setup in setups:
+        shared(setup, processes)
+        needed = seen(setup)
+        cases |= {case.id: case for case in (setup.dataset.cases if everything else needed)}
     if out is not None:
-        fits(setup, out)
+        fits(first, out, cases.values())
+    opens(first, cases.values())
+    for line in dict.fromkeys(line for setup in {s.split: s for s in setups}.values() for line in unseen(setup)):
+        say(line)
+    built: set[str] = set()
+    for setup in setups:
+        for number, stage in enumerate(setup.settings.method.stages):
+            if str(asdict(stage)) not in built:
+                built.add(str(asdict(stage)))
+                step(setup, number)
 
 
-def machine(compute: Compute) -> None:
-    """Asks Lightning for the machine."""
+def machine(compute: Compute) -> int:
+    """Asks Lightning for the machine; of how many processes a run is."""
     try:
         with quiet():
-            lightning.Trainer(
+            trainer = lightning.Trainer(
                 accelerator=compute.accelerator, devices=compute.devices, num_nodes=compute.num_nodes,
                 precision=compute.precision,  # pyright: ignore[reportArgumentType]
                 logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -97,6 +111,15 @@ def machine(compute: Compute) -> None:
         got = repr(" ".join(str(error).split()))
         raise ValueError(message(f"a machine for {asked}", got, "See --accelerator cpu --devices 1.")) from error
     loggers(Path("none") / "curves" / "none", compute)  # writes nothing yet
+    return trainer.num_devices * trainer.num_nodes
+
+
+def shared(setup: Setup, processes: int) -> None:
+    """Whether the batches of every stage can be shared out evenly over so many processes."""
+    for stage in setup.settings.method.stages:
+        if (size := setup.settings.schedule(stage).batch_size) % processes:
+            expected = f"`batch_size` of stage {stage.name!r} to be a multiple of {processes} processes"
+            raise ValueError(message(expected, size, "See --devices, --num-nodes and the scale's schedules."))
 
 
 def seen(setup: Setup) -> list[Case]:
@@ -114,6 +137,8 @@ def opens(setup: Setup, cases: Iterable[Case]) -> None:
     for case in cases:
         try:
             setup.store.images(case, setup.store.main_plane)
+        except files.FullError:
+            raise  # of the next file, too, there is nothing else to say
         except ValueError as error:
             wrong.append(str(error))
     setup.store.contents.keep()
@@ -122,24 +147,40 @@ def opens(setup: Setup, cases: Iterable[Case]) -> None:
         raise ValueError("\n".join([*wrong[:SHOWN], *more]))
 
 
-def steps(setup: Setup, wanted: Callable[[int], bool] = lambda number: True) -> None:
-    """Builds every stage and takes a step of it on two slices, forward and backward."""
-    case = setup.dataset.cases_of(setup.split.labelled, labels=True)[0]
+def unseen(setup: Setup) -> Iterator[str]:
+    """A line for each part of the split of which no patient shows some structure, on slices as they are trained on.
+
+    Raises:
+        ValueError: The labelled patients show none at all.
+    """
+    names = dict(enumerate(setup.dataset.description.classes, start=1))
+    means = {"labelled": "no network can learn it", "validation": "it has no part in choosing weights"}
+    for part in dict.fromkeys(("labelled", "validation", setup.settings.scored)):
+        cases = setup.dataset.cases_of(getattr(setup.split, part), labels=True)
+        shown = {int(index) for case in cases for index in np.unique(setup.store.labels(case, setup.store.main_plane))}
+        absent = [name for index, name in names.items() if index not in shown]
+        if part == "labelled" and len(absent) == len(names):
+            got = f"none in {', '.join(case.id for case in cases)}"
+            cure = "Look at their label files, or leave these patients out."
+            raise ValueError(message("labels of a structure in the labelled patients", got, cure))
+        if absent:
+            yield f"WARNING: no {part} patient shows {', '.join(absent)}: {means.get(part, 'it has no score')}."
+
+
+def step(setup: Setup, number: int) -> None:
+    """Builds a stage and takes a step of it on two slices, or one where its batches are of one, there and back."""
+    stage, case = setup.settings.method.stages[number], setup.dataset.cases_of(setup.split.labelled, labels=True)[0]
     slices = SliceDataset(setup.store, [case], (setup.store.main_plane,), labels=True)
-    assert slices.labels is not None
-    full = np.flatnonzero(slices.labels.reshape(len(slices), -1).any(axis=1))
+    full = np.flatnonzero(slices.shows().any(axis=1))
     chosen = [int(full[len(full) // 2]), int(full[-1])] if len(full) else [0, len(slices) - 1]
-    batch = default_collate([slices[i] for i in chosen])
-    for number, stage in enumerate(setup.settings.method.stages):
-        if not wanted(number):
-            continue
-        try:
-            _, module = stage_module(setup, number)
-            torch.manual_seed(seed_of("check"))
-            module.loss_on({"labelled": batch, "unlabelled": batch} if stage.teaching else batch).backward()
-        except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-            got = repr(" ".join(str(error).split()))
-            raise ValueError(message(f"stage {stage.name!r} to be built and stepped", got)) from error
+    batch = default_collate([slices[i] for i in chosen[: setup.settings.schedule(stage).batch_size]])
+    try:
+        _, module = stage_module(setup, number)
+        torch.manual_seed(seed_of("check"))
+        module.loss_on({"labelled": batch, "unlabelled": batch} if stage.teaching else batch).backward()
+    except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+        got = repr(" ".join(str(error).split()))
+        raise ValueError(message(f"stage {stage.name!r} to be built and stepped", got)) from error
 
 
 def stage_module(setup: Setup, number: int, before: dict[str, torch.Tensor] | None = None) -> tuple[UNet, StageModule]:
@@ -150,13 +191,14 @@ def stage_module(setup: Setup, number: int, before: dict[str, torch.Tensor] | No
     return net, StageModule(net, stage, schedule, classes=setup.classes, shape=shape, seed=seed, pose=setup.pose)
 
 
-def fits(setup: Setup, out: Path) -> None:
-    """Whether the disk has room for the states of a stage, three copies of weights each, and the weights of all."""
+def fits(setup: Setup, out: Path, cases: Iterable[Case]) -> None:
+    """Whether the disk has room for what is prepared of cases, all stages' weights, and eight more for states."""
     weights = sum(p.numel() for p in setup.network(None, None).parameters()) * 4
-    needed = weights * (8 + len(setup.settings.method.stages))
+    prepared = sum(setup.store.bytes_of(case) for case in cases)
+    needed = prepared + weights * (8 + len(setup.settings.method.stages))
     there = out
     while not there.exists():
         there = there.parent
     if (free := shutil.disk_usage(there).free) < needed:
-        expected = f"{needed / 1e6:.0f} MB on the disk for {out}"
-        raise ValueError(message(expected, f"{free / 1e6:.0f} MB", "Make room, or choose another place with --out."))
+        expected = f"{needed / 1e6:.1f} MB on the disk for {out}"
+        raise ValueError(message(expected, f"{free / 1e6:.1f} MB", "Make room, or choose another place with --out."))

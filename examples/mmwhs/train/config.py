@@ -6,17 +6,11 @@ Neither has code of its own: heads and losses are names that `mmgl_losses.plugin
 """
 
 import re
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from typing import Any, Literal, TypeVar
-
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from examples.mmwhs.data.datasets import Reading
 from examples.mmwhs.messages import integer, message, number
-
-T = TypeVar("T")
 
 
 def plain_name(what: str, name: str) -> str:
@@ -157,7 +151,7 @@ class Stage:
     def __post_init__(self) -> None:
         plain_name("the name of a stage", self.name)
         where = f"stage {self.name!r}"
-        integer(f"`copies` of {where}", self.copies, least=1)
+        integer(f"copies of {where}", self.copies, least=1)
         fitting = {"global": ("images", "slices"), "local": ("labels", "places")}.get(self.kind, ("labels",))
         if self.pairs not in fitting:
             raise ValueError(message(f"`ids` of {where}, of kind {self.kind!r}, among {fitting}", self.pairs))
@@ -170,7 +164,7 @@ class Stage:
             raise ValueError(message(f"one copy and no `keys` in {where}", f"copies={self.copies}, keys={self.keys}"))
         if bool(self.taps) != (self.head is not None):
             raise ValueError(message(f"both `taps` and `head` in {where}, or neither", "one of them"))
-        integer(f"`cell` of {where}", self.cell, least=1)
+        integer(f"cell of {where}", self.cell, least=1)
         if self.labelled is not None and not self.labels:
             got = f"`ids` {self.pairs!r}, which see none"
             raise ValueError(message(f"labels in {where}, which has `labelled`", got))
@@ -260,6 +254,9 @@ class Scale:
     patch: list[int] | None = None
 
     def __post_init__(self) -> None:
+        integer("validation_slices", self.validation_slices, least=1)
+        if self.slice_size is not None:
+            integer("slice_size", self.slice_size, least=1)
         if self.patch is not None and len(self.patch) != 3:
             raise ValueError(message("`patch` of three sides", self.patch))
         for side in self.patch or ():
@@ -278,6 +275,9 @@ class Compute:
     precision: str = "32-true"
     workers: int = 0
     logger: Literal["csv", "tensorboard"] = "csv"  # reports read CSV, which is written in either case
+
+    def __post_init__(self) -> None:
+        integer("workers", self.workers, least=0)
 
 
 @dataclass(frozen=True)
@@ -322,29 +322,3 @@ class Run:
         for name in {stage.schedule or stage.kind for stage in self.method.stages} - set(self.scale.schedules):
             expected = "a scale with a schedule for every kind of stage of the method"
             raise ValueError(message(expected, f"no schedule for {name!r}"))
-
-
-@cache
-def _parser(kind: type) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
-    return parser
-
-
-def parse(kind: type[T], values: Any, *, where: str) -> T:
-    """An instance of a dataclass of this module from plain values, with every value checked.
-
-    Raises:
-        ValueError: A value is missing, unknown or of the wrong type; the message names it and `where`.
-    """
-    parser = _parser(kind)
-    try:
-        return parser.instantiate(parser.parse_object({"value": values})).value
-    except ArgumentError as error:
-        expected = f"{where} to describe a {kind.__name__.lower()}"
-        raise ValueError(message(expected, str(error))) from error
-
-
-def to_yaml(run: Run) -> str:
-    """The whole configuration of a run as YAML, in the order of its fields."""
-    return yaml.safe_dump(asdict(run), sort_keys=False, allow_unicode=True)

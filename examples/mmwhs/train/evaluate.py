@@ -4,7 +4,7 @@ Results are keyed by label value, so that no name of a structure can hide anothe
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -91,14 +91,12 @@ def distances(truth: np.ndarray, predicted: np.ndarray, classes: int, spacing: S
 
 
 @torch.no_grad()
-def probabilities(net: nn.Module, images: np.ndarray, device: torch.device) -> Tensor:
-    """Class probabilities (n, C, S, S) of slices (n, S, S), uint8 with 255 for 1 or float in [0, 1]."""
+def probabilities(net: nn.Module, images: np.ndarray, device: torch.device) -> Iterator[Tensor]:
+    """Class probabilities of slices (n, S, S), uint8 with 255 for 1 or float in [0, 1]: in batches (b, C, S, S)."""
     scale = 255.0 if images.dtype == np.uint8 else 1.0
-    parts = []
     for i in range(0, len(images), BATCH):
         batch = torch.from_numpy(np.ascontiguousarray(images[i : i + BATCH], dtype=np.float32)) / scale
-        parts.append(net(batch[:, None].to(device)).float().softmax(dim=1).cpu())
-    return torch.cat(parts)
+        yield net(batch[:, None].to(device)).float().softmax(dim=1).cpu()
 
 
 @torch.no_grad()
@@ -138,8 +136,8 @@ def evaluate(
             predicted = segment_volume(net, images[0] / np.float32(255), store.patch, device)
             pooled.update(torch.from_numpy(predicted).long(), torch.from_numpy(labels[0]).long())
         else:
-            result = probabilities(net, images, device)
-            pooled.update(result.argmax(dim=1), torch.from_numpy(labels).long())
+            result = list(probabilities(net, images, device))
+            pooled.update(torch.cat([batch.argmax(dim=1) for batch in result]), torch.from_numpy(labels).long())
             predicted = labels_from_probabilities(
                 result, volume.image.shape, description.main_plane, crop=description.crop
             )

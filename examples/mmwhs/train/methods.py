@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import yaml
 
 from examples.mmwhs.messages import message, one_of
-from examples.mmwhs.train.config import Method, Scale, parse, plain_name
+from examples.mmwhs.train.config import Method, Scale, plain_name
+from examples.mmwhs.train.plain import parse
 
 HERE = Path(__file__).parents[1]
 FOLDERS = {Method: HERE / "methods", Scale: HERE / "scales"}

@@ -1,6 +1,6 @@
 """Segmenting volumes with the network of a finished run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from examples.mmwhs import files
 from examples.mmwhs.data.description import PLANES, Case, Description
 from examples.mmwhs.data.slices import cut, labels_from_probabilities, resize_images, volume_to_slices
 from examples.mmwhs.data.store import SliceStore
-from examples.mmwhs.data.trees import NIFTI, stem
+from examples.mmwhs.data.trees import NIFTI, is_volume, stem
 from examples.mmwhs.data.volumes import load_volume, open_grid, to_original
 from examples.mmwhs.messages import integer, message, number, one_of
 from examples.mmwhs.train.evaluate import probabilities, segment_volume
@@ -121,7 +121,8 @@ def predict(
         say: Takes a line about each volume.
 
     Raises:
-        ValueError: A file is missing, or in the way, or not what it should be; nothing is written then.
+        ValueError: A file is missing, or in the way, or not what it should be: nothing is written then. Or voxels
+            cannot be read or are not finite, which is said when all other volumes are done.
     """
     given = [images] if isinstance(images, Path) else list(images)
     pairs = _pairs(given, out)
@@ -139,16 +140,26 @@ def predict(
         raise ValueError(message("a network of slices for probabilities", "one of volumes"))
     device = device or torch.device("cpu")
     net = net.to(device)
-    for number_, (image, target) in enumerate(pairs, start=1):
-        for line in unlike(image, values, description):
+    warnings = [unlike(image, values, description) for image, _ in pairs]  # and all headers are read
+    failed: list[str] = []
+    for number_, ((image, target), lines) in enumerate(zip(pairs, warnings, strict=True), start=1):
+        for line in lines:
             say(line)
-        labels, result = _segment(net, image, description, values, device)
+        kept: list[torch.Tensor] | None = [] if with_probabilities else None
+        try:
+            labels = _segment(net, image, description, values, device, kept)
+        except ValueError as error:
+            failed.append(str(error))
+            say(f"{number_} of {len(pairs)}: failed: {image}")
+            continue
         segmented = to_original(labels, nib.load(image), description)  # pyright: ignore[reportArgumentType]
         files.replace(target, lambda aside, done=segmented: nib.save(done, aside))
-        if with_probabilities and result is not None:
-            half = result.half().numpy()
+        if kept is not None:
+            half = torch.cat(kept).numpy()
             files.replace(_beside(target), lambda aside, half=half: np.savez_compressed(aside, probabilities=half))
         say(f"{number_} of {len(pairs)}: wrote {target}")
+    if failed:
+        raise ValueError("\n".join(failed))
     return [target for _, target in pairs]
 
 
@@ -161,7 +172,7 @@ def _pairs(given: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     """Every volume and the file for its labels."""
     volumes: list[Path] = []
     for path in given:
-        found = sorted(p for p in path.iterdir() if p.name.endswith(NIFTI)) if path.is_dir() else [path]
+        found = sorted(filter(is_volume, path.iterdir())) if path.is_dir() else [path]
         if not found:
             raise ValueError(message(f"NIfTI volumes in {path}", "none"))
         volumes += found
@@ -196,14 +207,27 @@ def unlike(image: Path, values: dict[str, Any], description: Description) -> lis
 
 
 def _segment(
-    net: nn.Module, image: Path, description: Description, values: dict[str, Any], device: torch.device
-) -> tuple[np.ndarray, torch.Tensor | None]:
+    net: nn.Module,
+    image: Path,
+    description: Description,
+    values: dict[str, Any],
+    device: torch.device,
+    kept: list[torch.Tensor] | None,
+) -> np.ndarray:
+    """Class indices (X, Y, Z) of a volume; `kept` takes its probabilities, batch by batch."""
     case = Case(image.name, image.name, image, None)
-    volume = load_volume(case, description, percentiles=tuple(values["percentiles"]))
+    voxels = load_volume(case, description, percentiles=tuple(values["percentiles"])).image
     if values["patch"]:
-        return segment_volume(net, volume.image, values["patch"], device), None
-    slices = cut(volume_to_slices(volume.image, description.main_plane), description.crop)
+        return segment_volume(net, voxels, values["patch"], device)
+    x, y, z = voxels.shape
+    slices = cut(volume_to_slices(voxels, description.main_plane), description.crop)
     slices = resize_images(slices, values["slice_size"])
-    result = probabilities(net, slices, device)
-    x, y, z = volume.image.shape
-    return labels_from_probabilities(result, (x, y, z), description.main_plane, crop=description.crop), result
+    del voxels  # the slices are all that is needed of it
+
+    def batches() -> Iterator[torch.Tensor]:
+        for batch in probabilities(net, slices, device):
+            if kept is not None:
+                kept.append(batch.half())
+            yield batch
+
+    return labels_from_probabilities(batches(), (x, y, z), description.main_plane, crop=description.crop)

@@ -20,7 +20,7 @@ from torch.utils.data import Subset
 from examples.mmwhs import files
 from examples.mmwhs.data.store import SliceDataset, evaluation_slices, training_slices
 from examples.mmwhs.messages import message
-from examples.mmwhs.train import config, methods
+from examples.mmwhs.train import config, methods, plain
 from examples.mmwhs.train.check import check, device, plan, stage_module
 from examples.mmwhs.train.evaluate import evaluate
 from examples.mmwhs.train.fit import StageData, Watch, fit, is_first
@@ -76,7 +76,7 @@ def run(
             for line in plan(setup, out):
                 said(line)
             if unchecked:
-                check(setup, out)
+                check([setup], out, say=said)
         return _run(setup, out, said, console, shared or {})
 
 
@@ -117,7 +117,7 @@ def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Map
         facts[stage.name] = files.read_json(folder / "done.json")
         weights = files.load(folder / "weights.pt")
         if is_first():
-            say(f"{settings.method.title}: {described_stage(stage.name, facts[stage.name])}")
+            say(f"{settings.method.title}: {described_stage(stage.name, facts[stage.name], setup.store.unit)}")
     if not is_first():
         return {}
     if not (out / "metrics.json").is_file():
@@ -213,9 +213,9 @@ def conclude(
     return {**about, **metrics}, pictures
 
 
-def described_stage(name: str, facts: dict[str, Any]) -> str:
-    """A line about a finished stage."""
-    line = f"{name}: {facts['steps']} steps on {facts['slices']} slices of {facts['patients']} patients"
+def described_stage(name: str, facts: dict[str, Any], unit: str) -> str:
+    """A line about a finished stage; `unit` is what its batches are of, in words."""
+    line = f"{name}: {facts['steps']} steps on {facts['slices']} {unit} of {facts['patients']} patients"
     if "unlabelled" in facts:
         line += f" with labels and {facts['unlabelled']['slices']} of {facts['unlabelled']['patients']} without"
     if facts.get("validation_dice") is not None:
@@ -253,7 +253,7 @@ def same_run(out: Path, setup: Setup) -> None:
     Raises:
         ValueError: The message names the differences.
     """
-    mine = yaml.safe_load(config.to_yaml(setup.settings))
+    mine = yaml.safe_load(plain.to_yaml(setup.settings))
     found = {
         "config.yaml": _read(methods.read, out / "config.yaml"),
         "seen.json": _read(files.read_json, out / "seen.json"),
@@ -270,7 +270,7 @@ def same_run(out: Path, setup: Setup) -> None:
                 raise ValueError(message(f"{out} to be a folder of this run", what, cure))
     if is_first():
         if found["config.yaml"] is None:
-            files.write_text(out / "config.yaml", config.to_yaml(setup.settings))
+            files.write_text(out / "config.yaml", plain.to_yaml(setup.settings))
         files.replace(out / "split.json", setup.split.save)
         if found["seen.json"] is None:
             files.write_json(out / "seen.json", setup.seen())

@@ -40,7 +40,8 @@ class Setup:
         """
         if dataset is None:
             dataset = open_dataset(settings.data, **asdict(settings.reading))
-        size = settings.scale.slice_size or dataset.description.slice_size
+        size = settings.scale.slice_size
+        size = dataset.description.slice_size if size is None else size
         split = make_split(dataset, labelled=settings.labels, seed=settings.seed)
         setup = cls(settings, dataset, split, SliceStore(dataset, cache, size=size, patch=settings.scale.patch))
         setup.no_twins()
@@ -98,10 +99,10 @@ class Setup:
         net = UNet(**self.architecture)
         if not self.store.patch:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        parts = None if stage is None else stage.inherits
+        for name in parts or ():  # also where there is nothing to inherit yet, so that `check` finds a wrong one
+            net.get_submodule(name)
         if before is not None:
-            parts = None if stage is None else stage.inherits
-            for name in parts or ():
-                net.get_submodule(name)
             taken = {k: v for k, v in before.items() if parts is None or k.startswith(tuple(f"{p}." for p in parts))}
             net.load_state_dict({**net.state_dict(), **taken})
         return net

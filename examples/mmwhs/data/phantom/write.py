@@ -1,8 +1,7 @@
 """Volumes on disk, named, stored and labelled as those of MM-WHS."""
 
 import gzip
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -29,7 +28,6 @@ def write_phantom(
     shape: Sequence[int] = SHAPE,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write synthetic cardiac CT volumes with labels as an MM-WHS tree, and return the paths of the images.
 
@@ -42,8 +40,7 @@ def write_phantom(
         shape: Voxels to the right, anterior and superior. The anatomy is in millimetres: another shape samples the
             same patients in the same field of view at another spacing.
         seed: The same seed writes the same bytes.
-        overwrite: Whether `out` may hold a phantom already, whose volumes of the same names are replaced.
-        progress: Called as ``progress(done, volumes)`` after every volume.
+        overwrite: Whether `out` may hold a phantom already, of as many volumes or fewer, which are replaced.
 
     Raises:
         TypeError, ValueError: `volumes`, `shape` or `seed` is not what it has to be, or `out` holds something else.
@@ -56,14 +53,16 @@ def write_phantom(
     if folder.exists() and not overwrite:
         raise ValueError(message(f"no phantom in {out}", "one", "Choose another folder, or give --overwrite."))
     folder.mkdir(parents=True, exist_ok=True)
+    files.sweep(folder)  # what a killed process has left
+    names = [f"ct_train_{1001 + index}" for index in range(volumes)]
+    if others := sorted(p.name for p in folder.glob("*") if p.name[: len(names[0])] not in names):
+        cure = "Choose another folder, or remove that."
+        raise ValueError(message(f"nothing but the {volumes} volumes to replace in {folder}", others[0], cure))
     images = []
-    for index in range(volumes):
+    for index, name in enumerate(names):
         image, label, affine = make_volume(index, shape=size, seed=seed)
-        name = f"ct_train_{1001 + index}"
         images.append(_save(folder / f"{name}_image.nii.gz", image, affine))
         _save(folder / f"{name}_label.nii.gz", label, affine)
-        if progress is not None:
-            progress(index + 1, volumes)
     return images
 
 
@@ -99,13 +98,9 @@ def _shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _save(path: Path, array: NDArray[np.int16], affine: NDArray[np.float64]) -> Path:
-    """Write a compressed NIfTI file without time or name in its header, aside and then renamed."""
+    """Write a compressed NIfTI file without time or name in its header."""
     volume = nib.Nifti1Image(np.ascontiguousarray(array), affine)
     volume.header.set_xyzt_units("mm")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(gzip.compress(volume.to_bytes(), compresslevel=1, mtime=0))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    packed = gzip.compress(volume.to_bytes(), compresslevel=1, mtime=0)
+    files.replace(path, lambda aside: aside.write_bytes(packed))
     return path
