@@ -7,9 +7,7 @@ from pathlib import Path
 
 import mmgl_losses
 
-ROOT = Path(__file__).parent.parent
-# The pictures use the phantom of the pipeline.
-sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "docs" / "gallery")]
+sys.path.insert(0, str(Path(__file__).parent))  # where `mathml` is
 
 project = "mmgl-losses"
 author = "the mmgl-losses developers"
@@ -73,7 +71,6 @@ sphinx_gallery_conf = {
     "examples_dirs": ["lessons", "gallery"],
     "gallery_dirs": ["tutorials", "pictures"],
     "filename_pattern": r"plot_",
-    "ignore_pattern": r"scene\.py",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
     "show_signature": False,
