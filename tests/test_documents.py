@@ -14,6 +14,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from mmgl_losses import plugins
+from tests import first_network
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*/*.md"))]
@@ -173,6 +174,20 @@ def test_three_stages_train_and_draw(tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.findall(r"seed 0, (.*?): Dice 0\.\d+;", done.stdout) == ["random start", "three stages"]
     assert (tmp_path / "three_stages.png").exists()
+
+
+def test_the_commands_for_a_new_user_can_be_followed():
+    """`python -m tests.first_network` runs them as they are on the page, with what is here for what is published."""
+    commands = first_network.commands(first_network.PAGE.read_text())
+    made = [first_network.here(command, Path("our.whl"), "torch==2") for command in commands]
+    script = ROOT / "examples" / "three_stages.py"
+    assert made == [
+        f"{sys.executable} -m venv first",
+        "first/bin/pip install our.whl torch==2 matplotlib",
+        f"cp {script} .",
+        "first/bin/python three_stages.py --seeds 1",
+    ]
+    assert script.exists()
 
 
 def functions(source: str) -> dict[str, str]:
