@@ -22,7 +22,7 @@ test: $(VENV)/.test native  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: .venv-fast/.done  ## the package alone, with torch, pytest and hypothesis: under two minutes
-	.venv-fast/bin/python -m pytest -n 2 --dist worksteal $(FAST) --ignore mmgl_losses/contrast/fused --ignore mmgl_losses/lightning.py
+	.venv-fast/bin/python -m pytest -n 2 --dist worksteal $(FAST)
 
 test-examples: $(VENV)/.test native  ## the tests of the example pipeline alone
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/examples

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import mmgl_losses
 
-ROOT = Path(__file__).parent.parent
-# The pictures use the phantom of the pipeline.
-sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "docs" / "gallery")]
+sys.path.insert(0, str(Path(__file__).parent))  # where `mathml` is
 
 project = "mmgl-losses"
 author = "the mmgl-losses developers"
@@ -73,7 +71,6 @@ sphinx_gallery_conf = {
     "examples_dirs": ["lessons", "gallery"],
     "gallery_dirs": ["tutorials", "pictures"],
     "filename_pattern": r"plot_",
-    "ignore_pattern": r"scene\.py",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
     "show_signature": False,
@@ -90,17 +87,19 @@ copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
 
-_NAMES = {name: f"mmgl_losses.{name}" for name in dir(mmgl_losses) if name[0].isupper()} | {
-    name: f"mmgl_losses.functional.{name}" for name in mmgl_losses.functional.__all__
-}
-_NAMES |= {name: f"mmgl_losses.{name}" for name in ("attach_heads", "discover_stages")}
-_NAMES |= {name: f"mmgl_losses.plugins.{name}" for name in ("available", "create")}
-_NAMES |= {
-    name: f"mmgl_losses.testing.{name}"
-    for name in ("check_loss", "check_head", "check_formula", "ConformanceError")
-}
+_NAMES = {name: f"mmgl_losses.{name}" for name in (*mmgl_losses.__all__, "UNet")}
+for module, names in {
+    "functional": mmgl_losses.functional.__all__,
+    "plugins": ("available", "create"),
+    "testing": ("check_loss", "check_head", "check_formula", "ConformanceError"),
+}.items():
+    _NAMES |= {name: f"mmgl_losses.{module}.{name}" for name in names}
+    _NAMES |= {f"{module}.{name}": f"mmgl_losses.{module}.{name}" for name in names}
 _NAMES |= {"PairLogSumExp": "mmgl_losses.contrast.PairLogSumExp"}
+for module in ("functional", "plugins"):  # no pages of their own
+    del _NAMES[module]
 _LINKS = {f"`{name}`": f":py:obj:`{name} <{full}>`" for name, full in _NAMES.items()}
+_LINKS |= {"`mmgl_losses.distributed`": ":doc:`/gpus`"}
 
 
 _TORCH = {

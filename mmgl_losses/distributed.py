@@ -76,10 +76,15 @@ def gather(*values: Tensor) -> tuple[Tensor, ...]:
     if world() == 1:
         return values
     if torch.compiler.is_compiling() and not COMPILES:
-        cure = "Compile the network and call the loss outside of it, or update torch."
-        expected = "torch 2.13 or newer where a loss with gather=True is compiled"
-        raise NotImplementedError(message(expected, torch.__version__, cure))
+        _refuse()
     return tuple(_gather(list(values))[:-1])
+
+
+@torch.compiler.assume_constant_result  # called while it compiles: of an error in what is compiled, the message is lost
+def _refuse() -> None:
+    cure = "Compile the network and call the loss outside of it, or update torch."
+    expected = "torch 2.13 or newer where a loss with gather=True is compiled"
+    raise NotImplementedError(message(expected, torch.__version__, cure))
 
 
 def gather_points(x: Tensor, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:

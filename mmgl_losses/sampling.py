@@ -56,7 +56,10 @@ def strided(size: int, stride: int) -> int:
     """
     _size("size", size, 0)
     checks.integer("stride", stride, least=1)
-    return -(-size // stride)
+    points = (size + stride - 1) // stride
+    if isinstance(points, torch.SymInt):  # for a size of 1 or more: older exporters do not see that a point is left
+        return torch.sym_max(points, 1)  # pyright: ignore[reportReturnType]
+    return points
 
 
 def resample(x: Tensor, size: Sequence[int]) -> Tensor:

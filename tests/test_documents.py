@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +14,13 @@ import torch
 from matplotlib import pyplot as plt
 
 from mmgl_losses import plugins
+from tests import first_network
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*/*.md"))]
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
+SCRIPTS = [path for folder in ("gallery", "lessons") for path in sorted((ROOT / "docs" / folder).glob("plot_*.py"))]
 HOME = "https://github.com/mmgl-losses/mmgl-losses"
 
 
@@ -149,6 +152,42 @@ def test_notebooks_are_made_from_the_tutorials():
     assert {path.name for path in NOTEBOOKS} == made.keys()
     for path in NOTEBOOKS:
         assert json.loads(path.read_text()) == json.loads(made[path.name]), f"{path.name}: run `make notebooks`"
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "examples" / "three_stages.py"], ids=lambda path: path.stem)
+def test_a_script_runs_on_its_own(script):
+    """Whoever downloads it has the package, torch and matplotlib, and no file of this repository."""
+    wanted = set()
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.Import):
+            wanted |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            wanted.add(str(node.module))
+    others = {name.partition(".")[0] for name in wanted} - sys.stdlib_module_names
+    assert others <= {"matplotlib", "mmgl_losses", "torch"}, others
+
+
+def test_three_stages_train_and_draw(tmp_path):
+    """The example as people start it, with two steps a stage."""
+    command = (sys.executable, ROOT / "examples" / "three_stages.py", "--seeds", "1", "--steps", "2", "2", "2")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"seed 0, (.*?): Dice 0\.\d+;", done.stdout) == ["random start", "three stages"]
+    assert (tmp_path / "three_stages.png").exists()
+
+
+def test_the_commands_for_a_new_user_can_be_followed():
+    """`python -m tests.first_network` runs them as they are on the page, with what is here for what is published."""
+    commands = first_network.commands(first_network.PAGE.read_text())
+    made = [first_network.here(command, Path("our.whl"), "torch==2") for command in commands]
+    script = ROOT / "examples" / "three_stages.py"
+    assert made == [
+        f"{sys.executable} -m venv first",
+        "first/bin/pip install our.whl torch==2 matplotlib",
+        f"cp {script} .",
+        "first/bin/python three_stages.py --seeds 1",
+    ]
+    assert script.exists()
 
 
 def functions(source: str) -> dict[str, str]:

@@ -48,11 +48,11 @@ def test_a_long_list_is_counted():
     [
         (
             lambda net: {f"module.{k}": v for k, v in net.state_dict().items()},
-            "all begin with 'module.', .*removeprefix",
+            "they begin with 'module.', .*removeprefix",
         ),
         (lambda net: net.encoder.state_dict(), "no name begins with 'encoder.'. They are those of `net.encoder`"),
         (lambda net: {"w": torch.ones(1)}, "names such as 'w' beside 'encoder.blocks.0"),
-        (lambda net: {}, "names such as 'none' beside"),
+        (lambda net: {}, "got an empty mapping"),
         (lambda net: UNet(1, 4, channels=(6, 7, 8)).state_dict(), "has another shape there"),
     ],
 )
@@ -62,6 +62,11 @@ def test_nothing_that_fits_is_an_error(of, text):
     with pytest.raises(ValueError, match=text):
         load_matching(net, of(net))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_network_without_parameters_is_an_error():
+    with pytest.raises(ValueError, match="got a network without parameters"):
+        load_matching(nn.ReLU(), {"w": torch.ones(1)})
 
 
 def test_counters_alone_do_not_count():

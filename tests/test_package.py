@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -91,6 +92,15 @@ def test_holds_the_package_and_nothing_else(wheel):
     metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
     assert "License-Expression: Apache-2.0" in metadata
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_source_holds_the_package_and_its_tests(wheel):
+    """And no file of another folder that is called like one at the root: what is about that folder would be tested."""
+    (source,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        tops = {name.split("/")[1] for name in archive.getnames() if "/" in name}
+    texts = {"CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "constraints.txt"}
+    assert tops == texts | {"mmgl_losses", "tests", "conftest.py", "hatch_build.py", "pyproject.toml"}
 
 
 def test_works_in_a_clean_environment(wheel, tmp_path):

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from typing_extensions import assert_type
 
@@ -30,6 +31,16 @@ def calls(tapped: TappedModel, x: Tensor, labels: Tensor) -> None:
     assert_type(soft_dice(x, labels, reduction="none"), Tensor)
     MultiScaleLocalSupCon()(embeddings)  # pyright: ignore[reportCallIssue]
     MultiScaleGlobalContrast()(embeddings, instance=labels)  # pyright: ignore[reportCallIssue]
+
+
+def rows(x: Tensor, labels: Tensor, numbers: list[int], array: np.ndarray) -> None:
+    """Which rows are one image: a tensor, an array of numpy, or a sequence."""
+    for instances in (labels, numbers, array, (0, 1), None):
+        global_contrast(x, instances, keys=x, key_instances=instances)
+        MultiScaleGlobalContrast()([x], instances)
+        local_supcon(x, labels, instances)
+        MultiScaleLocalSupCon()([x], labels, instances)
+    global_contrast(x, "01")  # pyright: ignore[reportArgumentType]
 
 
 def own_formula(terms: PairTerms) -> Tensor:

@@ -34,7 +34,7 @@ TESTED_WITH = ("pytest>=9", "hypothesis>=6.100", "matplotlib", "packaging", "saf
 ALONE = ("monai==1.6.1", "torchmetrics>=1.9", "lightning-utilities")  # without torch and CUDA, which they ask for
 # Everything that needs no other library, no compiled engine and no checkout of the examples.
 TESTS = (
-    *("mmgl_losses", "--ignore=mmgl_losses/contrast/fused"),  # of Triton
+    "mmgl_losses",
     *(f"tests/test_{name}.py" for name in ("additions", "bad_input", "contrast", "derivatives", "determinism", "dice")),
     *(f"tests/test_{name}.py" for name in ("flow", "functional", "gather", "global_levels", "heads", "known_pairs")),
     *(f"tests/test_{name}.py" for name in ("laws", "losses", "options", "plugins", "public_face", "safety")),

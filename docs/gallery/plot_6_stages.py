@@ -12,7 +12,6 @@ up again. ``plot`` draws what it found.
 # encoder (global contrast) and of the decoder (local contrast).
 
 import matplotlib.pyplot as plt
-import scene  # noqa: F401  the look of the pictures
 import torch
 from torch import nn
 

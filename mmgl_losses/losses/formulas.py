@@ -87,10 +87,11 @@ def loss_of(
 
     Arguments as of `mean_loss`; without `average` the means of the groups.
     """
-    name = next((name for name, known in OF_ENGINES.items() if known is formula), None)
-    if name is not None and not (gather and world() > 1):
+    # A list, as the compiler of torch 2.8 knows no `next` with a default.
+    names = [name for name, known in OF_ENGINES.items() if known is formula]
+    if names and not (gather and world() > 1):
         negatives = needs_negatives(formula)
-        found = contrast.mean_losses(problem, name, negatives=negatives, average=average, weight=weight, impl=impl)
+        found = contrast.mean_losses(problem, names[0], negatives=negatives, average=average, weight=weight, impl=impl)
         if found is not None:
             return found
     terms = contrast.terms(problem, impl)

@@ -16,6 +16,7 @@ from mmgl_losses.contrast import PairTerms
 from mmgl_losses.losses import diagnostics
 from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, GlobalFormula, check_formula, loss_of, resolve
 from mmgl_losses.losses.levels import (
+    Instances,
     Levels,
     MultiScale,
     Weights,
@@ -47,10 +48,10 @@ class GlobalOptions:
 
 def global_contrast(
     embeddings: Tensor,
-    instances: Tensor | None = None,
+    instances: Instances = None,
     *,
     keys: Tensor | None = None,
-    key_instances: Tensor | None = None,
+    key_instances: Instances = None,
     temperature: float | Tensor = 0.07,
     formula: GlobalFormula | Formula = "nt_xent",
     tolerance: float | None = None,
@@ -151,10 +152,10 @@ class MultiScaleGlobalContrast(MultiScale):
     def forward(
         self,
         embeddings: Levels,
-        instances: Tensor | None = None,
+        instances: Instances = None,
         *,
         keys: Levels | None = None,
-        key_instances: Tensor | None = None,
+        key_instances: Instances = None,
     ) -> Tensor:
         """The weighted sum over the levels.
 
@@ -177,10 +178,10 @@ class MultiScaleGlobalContrast(MultiScale):
         def __call__(
             self,
             embeddings: Levels,
-            instances: Tensor | None = None,
+            instances: Instances = None,
             *,
             keys: Levels | None = None,
-            key_instances: Tensor | None = None,
+            key_instances: Instances = None,
         ) -> Tensor:
             """As `forward`."""
             ...
@@ -188,10 +189,10 @@ class MultiScaleGlobalContrast(MultiScale):
     def diagnose(
         self,
         embeddings: Levels,
-        instances: Tensor | None = None,
+        instances: Instances = None,
         *,
         keys: Levels | None = None,
-        key_instances: Tensor | None = None,
+        key_instances: Instances = None,
     ) -> diagnostics.Diagnostics:
         """What the loss sees: valid anchors, positives, distance from the floor. Arguments as `forward`."""
         options = replace(self.options, gather=False)
@@ -205,9 +206,9 @@ class MultiScaleGlobalContrast(MultiScale):
 
 def _means(
     levels: Mapping[str, Tensor],
-    instances: Tensor | None,
+    instances: Instances,
     keys: Mapping[str, Tensor] | None,
-    key_instances: Tensor | None,
+    key_instances: Instances,
     options: GlobalOptions,
 ) -> Tensor:
     """The mean over the anchors of each of L levels, (L,)."""
@@ -218,9 +219,9 @@ def _means(
 
 def _problem(
     levels: Mapping[str, Tensor],
-    instances: Tensor | None,
+    instances: Instances,
     keys: Mapping[str, Tensor] | None,
-    key_instances: Tensor | None,
+    key_instances: Instances,
     options: GlobalOptions,
 ) -> contrast.Problem:
     """The contrast of the embeddings (L, A·B) of L levels, which are the groups of one problem."""

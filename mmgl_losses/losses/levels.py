@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise, permutations
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,18 @@ from torch import Tensor, nn
 from mmgl_losses import checks
 from mmgl_losses.checks import message, typed
 
+
+class Array(Protocol):
+    """An array of numpy, or what is like one."""
+
+    def tolist(self) -> Any:
+        """Its numbers, as Python's."""
+        ...
+
+
 Levels: TypeAlias = Sequence[Tensor] | Mapping[str, Tensor]
 Weights: TypeAlias = Sequence[float] | Mapping[str, float]
+Instances: TypeAlias = Tensor | Array | Sequence[float] | None
 Reduction = Literal["mean", "none"]
 
 
@@ -115,6 +125,30 @@ def listed(value: object) -> list[Any] | None:
     if not isinstance(items, Sequence) or isinstance(items, str):
         return None
     return [item.item() if getattr(item, "ndim", None) == 0 else item for item in items]
+
+
+def rows_of_images(instances: Instances, batch: int) -> list[list[int]]:
+    """The rows of each image, for images that occur equally often; two halves where nothing is given."""
+    if instances is None:
+        if batch % 2:
+            cure = "Stack two augmentations along the batch, or give `instances`."
+            raise ValueError(message("an even batch", batch, cure))
+        return [[i, i + batch // 2] for i in range(batch // 2)]
+    expected = f"`instances` to be a tensor or sequence of {batch} integers, one for each row"
+    values = listed(instances.flatten() if isinstance(instances, Tensor) else instances)
+    if values is None:
+        raise TypeError(message(expected, typed(instances)))
+    if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
+        raise TypeError(message(expected, values[:5]))
+    if len(values) != batch or (isinstance(instances, Tensor) and instances.ndim != 1):
+        raise ValueError(message(expected, checks.shape(instances) if isinstance(instances, Tensor) else len(values)))
+    rows: dict[int, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, []).append(row)
+    if len({len(group) for group in rows.values()}) > 1:
+        got = {value: len(group) for value, group in rows.items()}
+        raise ValueError(message("`instances` in which each image occurs equally often", f"the counts {got}"))
+    return list(rows.values())
 
 
 def check_labels(labels: object, features: Tensor, name: str) -> Tensor:

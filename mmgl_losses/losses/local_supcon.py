@@ -11,16 +11,24 @@ from torch import Tensor
 from typing_extensions import override
 
 from mmgl_losses import checks, contrast, distributed
-from mmgl_losses.checks import message, typed
+from mmgl_losses.checks import message
 from mmgl_losses.losses import diagnostics
 from mmgl_losses.losses.formulas import LOCAL_FORMULAS, Formula, LocalFormula, check_formula, loss_of, resolve
-from mmgl_losses.losses.levels import Levels, MultiScale, Weights, check_labels, fixed_temperature, listed, settle
+from mmgl_losses.losses.levels import (
+    Instances,
+    Levels,
+    MultiScale,
+    Weights,
+    check_labels,
+    fixed_temperature,
+    rows_of_images,
+    settle,
+)
 from mmgl_losses.sampling import foreground_places, points, resample, strided
 
 Pairs = Literal["image", "augmentations", "batch"]
 Background = Literal["anchor", "key", "ignore"]
 Sampling = Literal["grid", "foreground"]
-Instances = Tensor | Sequence[int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +265,7 @@ def _problem(
     if options.pairs == "batch":
         z, y = rearrange(z, "b n d -> 1 (b n) d"), rearrange(y, "b n -> 1 (b n)")
     elif options.pairs == "augmentations":
-        rows = _images(instances, len(z))
+        rows = rows_of_images(instances, len(z))
         order = torch.tensor(rows, dtype=torch.int64, device=z.device).view(len(rows), len(z) // max(len(rows), 1))
         z, y = rearrange(z[order], "i a n d -> i (a n) d"), rearrange(y[order], "i a n -> i (a n)")
     anchor_mask, key_mask = _masks(y, options)
@@ -323,27 +331,3 @@ def _masks(y: Tensor, options: LocalOptions) -> tuple[Tensor | None, Tensor | No
     foreground = y != options.background_index
     anchors = foreground if part is None else foreground & part
     return anchors, part if options.background == "key" else anchors
-
-
-def _images(instances: Instances, batch: int) -> list[list[int]]:
-    """The rows of each image, for images that occur equally often; two halves where nothing is given."""
-    if instances is None:
-        if batch % 2:
-            cure = "Stack two augmentations along the batch, or give `instances`."
-            raise ValueError(message("an even batch", batch, cure))
-        return [[i, i + batch // 2] for i in range(batch // 2)]
-    expected = f"`instances` to be a tensor or sequence of {batch} integers, one for each row"
-    values = listed(instances.flatten() if isinstance(instances, Tensor) else instances)
-    if values is None:
-        raise TypeError(message(expected, typed(instances)))
-    if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
-        raise TypeError(message(expected, values[:5]))
-    if len(values) != batch or (isinstance(instances, Tensor) and instances.ndim != 1):
-        raise ValueError(message(expected, checks.shape(instances) if isinstance(instances, Tensor) else len(values)))
-    rows: dict[int, list[int]] = {}
-    for row, value in enumerate(values):
-        rows.setdefault(value, []).append(row)
-    if len({len(group) for group in rows.values()}) > 1:
-        got = {value: len(group) for value, group in rows.items()}
-        raise ValueError(message("`instances` in which each image occurs equally often", f"the counts {got}"))
-    return list(rows.values())

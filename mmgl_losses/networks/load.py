@@ -102,16 +102,19 @@ def _nothing_fits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], other:
     if other:
         name, both = next(iter(other.items()))
         return checks.message(expected, f"none: {name!r} has another shape there, {both}")
-    mine, theirs = next(iter(own), "none"), next(iter(given), "none")
+    if not given:
+        return checks.message(expected, "an empty mapping")
     for name in given:
         if prefix := _beyond(name, own):
             cure = f"Take it off: `{{k.removeprefix({prefix!r}): v for k, v in weights.items()}}`."
-            return checks.message(expected, f"none: all begin with {prefix!r}, as {name!r} does", cure)
+            return checks.message(expected, f"none: they begin with {prefix!r}, as {name!r} does", cure)
     for name in own:
         if prefix := _beyond(name, given):
             cure = f"They are those of `net.{prefix[:-1]}`: load them into that."
             return checks.message(expected, f"none: no name begins with {prefix!r}", cure)
-    return checks.message(expected, f"none: names such as {theirs!r} beside {mine!r}")
+    if not own:
+        return checks.message(expected, "a network without parameters")
+    return checks.message(expected, f"none: names such as {next(iter(given))!r} beside {next(iter(own))!r}")
 
 
 def _beyond(name: str, names: Mapping[str, object]) -> str:

@@ -287,7 +287,8 @@ def test_a_loss_of_a_third_party_needs_a_configuration_alone(data: Path, tmp_pat
 
 def test_curves_go_to_tensorboard_if_asked(data: Path, tmp_path: Path) -> None:
     """The same numbers at the same steps as in the files of CSV."""
-    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard")
+    from tensorboard.backend.event_processing import event_accumulator as reading
+
     out, machine = tmp_path / "run", config.Compute(accelerator="cpu", logger="tensorboard")
     run(settings(data, "random", compute=machine), out)
     folder = out / "1-finetune"
