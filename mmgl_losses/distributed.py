@@ -80,11 +80,15 @@ def gather(*values: Tensor) -> tuple[Tensor, ...]:
     return tuple(_gather(list(values))[:-1])
 
 
-@torch.compiler.assume_constant_result  # called while it compiles: of an error in what is compiled, the message is lost
 def _refuse() -> None:
     cure = "Compile the network and call the loss outside of it, or update torch."
     expected = "torch 2.13 or newer where a loss with gather=True is compiled"
     raise NotImplementedError(message(expected, torch.__version__, cure))
+
+
+# Called while it compiles: of an error in what is compiled, the message is lost. What `assume_constant_result` of
+# torch.compiler does, without the compiler, which that imports.
+_refuse._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def gather_points(x: Tensor, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -99,7 +99,7 @@ def test_the_source_holds_the_package_and_its_tests(wheel):
     (source,) = wheel.parent.glob("*.tar.gz")
     with tarfile.open(source) as archive:
         tops = {name.split("/")[1] for name in archive.getnames() if "/" in name}
-    texts = {"CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "constraints.txt"}
+    texts = {".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "constraints.txt"}
     assert tops == texts | {"mmgl_losses", "tests", "conftest.py", "hatch_build.py", "pyproject.toml"}
 
 
