@@ -42,7 +42,7 @@ class Volume(NamedTuple):
 
 
 def direction(labels: np.ndarray) -> float:
-    """Degrees of the line between the middles of both ventricles, over slices that show both."""
+    """Degrees of the line between the middles of both ventricles, from the mean of slices that show both."""
     ends = [
         [np.argwhere(slice_ == each).mean(0) for each in SEPTUM]
         for slice_ in labels
@@ -89,7 +89,7 @@ def compared(data: Path, stages: Path) -> dict[int, list[Volume]]:
         own = [
             store.labels(case, plane) for case in dataset.cases_of(split.labelled, labels=True)
         ]
-        usual = np.mean([direction(labels) for labels in own])
+        usual = direction(np.concatenate(own))
         found[run["seed"]] = []
         for case in dataset.cases_of(split.validation, labels=True):
             images, labels = store.slices(case, plane)
