@@ -4,7 +4,6 @@ import ast
 import json
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -154,7 +153,7 @@ def test_notebooks_are_made_from_the_tutorials():
         assert json.loads(path.read_text()) == json.loads(made[path.name]), f"{path.name}: run `make notebooks`"
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "examples" / "three_stages.py"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_runs_on_its_own(script):
     """Whoever downloads it has the package, torch and matplotlib, and no file of this repository."""
     wanted = set()
@@ -165,15 +164,6 @@ def test_a_script_runs_on_its_own(script):
             wanted.add(str(node.module))
     others = {name.partition(".")[0] for name in wanted} - sys.stdlib_module_names
     assert others <= {"matplotlib", "mmgl_losses", "torch"}, others
-
-
-def test_three_stages_train_and_draw(tmp_path):
-    """The example as people start it, with two steps a stage."""
-    command = (sys.executable, ROOT / "examples" / "three_stages.py", "--seeds", "1", "--steps", "2", "2", "2")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"seed 0, (.*?): Dice 0\.\d+;", done.stdout) == ["random start", "three stages"]
-    assert (tmp_path / "three_stages.png").exists()
 
 
 def test_the_commands_for_a_new_user_can_be_followed():
