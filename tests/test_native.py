@@ -5,6 +5,7 @@ That it obeys the oracle and the laws is tested where those are, as of any engin
 
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch.nn.functional import normalize
 from benchmarks import local
 from benchmarks.case import Case
 from benchmarks.measure import errors, in_own_process
+from mmgl_losses import contrast
 from mmgl_losses.contrast import engines, native, pair_logsumexp, pair_terms
 from mmgl_losses.functional import global_contrast, local_supcon
+from mmgl_losses.losses import formulas
 from tests.problems import NATIVE
 
 built = pytest.mark.skipif(not NATIVE, reason="the native engine was not built here")
@@ -35,6 +38,113 @@ def results(z, ids, impl, **options):
     weights = torch.linspace(0.5, 1.5, 3 * ids.numel(), dtype=z.dtype).view(3, *ids.shape)
     total = sum((torch.where(x.isfinite(), x, 0.0) * w).sum() for x, w in zip(terms[:3], weights, strict=True))
     return *terms, *torch.autograd.grad(total, leaves)
+
+
+def problem(kind, n, d, dtype=torch.float64, unit=True):
+    """Three groups, the last without any positive where anchors are the keys."""
+    ids = torch.stack([torch.randint(3, (n,)), torch.randint(max(1, n // 3), (n,)), torch.arange(n)])
+    mask, other = torch.rand(3, n) > 0.2, torch.rand(3, n) > 0.6
+    options = {
+        "own": {"bound": 1.0},
+        "masked": {"anchor_mask": mask, "key_mask": mask, "bound": 1.0},
+        "one side": {"anchor_mask": other & mask, "key_mask": mask, "bound": 1.0},
+        "keys": {"key_ids": torch.randint(3, (3, 40)), "self_index": torch.randint(-1, 40, (3, n)), "bound": 1.0},
+        "weights": {"key_log_weights": torch.randn(3, n, dtype=dtype), "bound": None},
+        "ranges": {"tolerance": 1.0, "bound": 1.0},
+        "no bound": {"bound": None},
+        "cold": {"bound": 1.0},
+    }[kind]
+    sides = [torch.randn(3, n, d, dtype=torch.float64).to(dtype).requires_grad_()]
+    if kind == "keys":
+        sides.append(torch.randn(3, 40, d, dtype=torch.float64).to(dtype).requires_grad_())
+        options["keys"] = sides[1]
+    sides[0].data[0, 0] = 0  # no direction
+    temperature = 0.001 if kind == "cold" else 0.2
+    return contrast.pose(sides[0], ids, temperature=temperature, precision=dtype, unit=unit, **options), sides
+
+
+def from_terms(formula):
+    """The same formula as a callable, which no engine has in itself."""
+
+    def plain(terms):
+        return formula(terms)
+
+    plain.needs_negatives = formulas.needs_negatives(formula)
+    return plain
+
+
+def loss_and_gradients(given, sides, formula, impl, upstream, **options):
+    loss = formulas.loss_of(given, formula, impl, **options)
+    return loss, *torch.autograd.grad((loss * upstream.to(loss.dtype)).sum(), sides)
+
+
+@built
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("kind", ["own", "masked", "one side", "keys", "weights", "ranges", "no bound", "cold"])
+@pytest.mark.parametrize("formula", formulas.OF_ENGINES.values(), ids=formulas.OF_ENGINES)
+def test_mean_losses_are_those_from_the_terms(formula, kind, average):
+    """Every formula that is in the engine, value and gradient, beside the same formula over the reference's terms."""
+    for n, dtype, weight in ((5, torch.float64, 1.0), (130, torch.float64, 0.3), (40, torch.float32, 0.3)):
+        given, sides = problem(kind, n, 7, dtype)
+        assert native.takes(given, formula.__name__)
+        upstream = torch.tensor(2.0) if average else torch.tensor([0.5, -2.0, 3.0])
+        options = {"average": average, "weight": weight, "upstream": upstream}
+        got = loss_and_gradients(given, sides, formula, "native", **options)
+        wanted = loss_and_gradients(given, sides, from_terms(formula), "reference", **options)
+        wide = dtype == torch.float64
+        tolerance = {"rtol": 1e-9, "atol": 1e-10} if wide else {"rtol": 2e-5, "atol": 5e-4 if kind == "cold" else 1e-5}
+        torch.testing.assert_close(got, wanted, **tolerance)
+
+
+@built
+def test_mean_losses_of_half_precision_come_in_float32_with_gradients_as_given():
+    given, sides = problem("own", 30, 16, torch.bfloat16)
+    wide = replace(given, anchors=given.anchors.detach().float().requires_grad_(), precision=torch.float32)
+    got = loss_and_gradients(given, sides, formulas.supcon, "native", torch.tensor(1.0))
+    wanted = loss_and_gradients(wide, [wide.anchors], formulas.supcon, "native", torch.tensor(1.0))
+    assert got[0].dtype == torch.float32
+    assert torch.equal(got[0], wanted[0])
+    assert torch.equal(got[1], wanted[1].bfloat16())
+
+
+@built
+def test_a_gradient_that_is_not_a_number_stays_with_the_anchors_that_count():
+    """Rows of the group without positives keep a gradient of 0, as from the terms."""
+    for formula in (formulas.supcon, from_terms(formulas.supcon)):
+        given, sides = problem("own", 12, 4)
+        _, gradient = loss_and_gradients(
+            given, sides, formula, "native", torch.tensor([1.0, 1.0, torch.nan]), average=False
+        )
+        assert gradient[0].isfinite().all()
+        assert not gradient[2].any()
+        _, gradient = loss_and_gradients(given, sides, formula, "native", torch.tensor(torch.nan))
+        assert gradient[0][1:].isnan().any()
+        assert not gradient[2].any()
+
+
+@built
+def test_second_derivatives_of_mean_losses():
+    """What "auto" gave to the engine goes to the reference; asked for by name the engine says that it has none."""
+    given, sides = problem("own", 6, 3)
+    sides[0].data[0, 0] = 1.0  # a zero vector has none
+    assert torch.autograd.gradgradcheck(
+        lambda z: formulas.loss_of(replace(given, anchors=z), formulas.supcon, "auto"), sides
+    )
+    given, sides = problem("keys", 6, 3)
+    both = lambda z, k: formulas.loss_of(replace(given, anchors=z, keys=k), formulas.mmgl_local, "auto")  # noqa: E731
+    sides[0].data[0, 0] = 1.0
+    assert torch.autograd.gradgradcheck(both, sides)
+    (gradient,) = torch.autograd.grad(formulas.loss_of(given, formulas.supcon, "native"), sides[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives, got impl='native'"):
+        gradient.sum().backward()
+
+
+@built
+def test_an_anchor_beside_itself_needs_unit_vectors():
+    """The logit of an anchor with itself is a constant of unit vectors alone: of others the formula is not in here."""
+    given, _ = problem("own", 6, 3, unit=False)
+    assert not native.takes(given, "mmgl_global")
+    assert native.takes(given, "supcon")
 
 
 @built

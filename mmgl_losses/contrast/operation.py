@@ -41,12 +41,12 @@ def contrast(problem: Problem, impl: str) -> Results:
     forward_mode = forward_ad._current_level >= 0
     if forward_mode or not engine(impl, problem).NORMALISES:
         problem = problem.normalised()  # a step of its own, which saves the unit vectors for its gradient
-    if forward_mode and _differentiable(impl, problem):
+    if forward_mode and differentiable(impl, problem):
         return reference.forward(problem) if problem.pairs else Results.nothing(problem)
     return Results(*_Contrast.apply(*problem.values(), impl))  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def _differentiable(impl: str, problem: Problem) -> bool:
+def differentiable(impl: str, problem: Problem) -> bool:
     """Whether the reference takes it where derivatives of the engine's own operations are wanted."""
     return reference.suits(problem) if impl == "auto" else engine(impl, problem) is reference
 
@@ -145,7 +145,7 @@ class _Contrast(Function):
         arguments, compute = _saved(ctx, grads), _backward
         fields, impl, *_ = _parts(arguments)
         if torch.is_grad_enabled():  # as by `create_graph`: the gradient is to be differentiated in its turn
-            if _differentiable(impl, Problem(*fields)):
+            if differentiable(impl, Problem(*fields)):
                 arguments = *fields, "reference", *arguments[len(fields) + 1 :]
             else:
                 compute = _Gradient.apply

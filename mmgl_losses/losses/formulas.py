@@ -62,7 +62,9 @@ LocalFormula = Literal["supcon", "supcon_in", "mmgl"]
 GLOBAL_FORMULAS: dict[str, Formula] = {"nt_xent": supcon, "decoupled": decoupled, "mmgl": mmgl_global}
 LOCAL_FORMULAS: dict[str, Formula] = {"supcon": supcon, "supcon_in": supcon_in, "mmgl": mmgl_local}
 
-OF_ENGINES = {found.__name__: found for found in (supcon, supcon_in, decoupled, mmgl_local)}  # that an engine may have
+OF_ENGINES = {
+    found.__name__: found for found in (supcon, supcon_in, decoupled, mmgl_local, mmgl_global)
+}  # that an engine may have
 
 HARMLESS = (0.0, 0.0, 0.0, 0.0, 1, 1)  # the terms that a formula is given in place of an anchor that does not count
 
@@ -87,19 +89,23 @@ def loss_of(
 
     Arguments as of `mean_loss`; without `average` the means of the groups.
     """
+
+    def from_terms(problem: Problem, impl: str) -> Tensor:
+        terms = contrast.terms(problem, impl)
+        if average:
+            found = mean_loss(terms, formula, gather=gather, shared=shared)
+        else:
+            found = group_means(terms, formula, gather=gather)
+        return found if weight == 1 else weight * found
+
     # A list, as the compiler of torch 2.8 knows no `next` with a default.
     names = [name for name, known in OF_ENGINES.items() if known is formula]
-    if names and not (gather and world() > 1):
-        negatives = needs_negatives(formula)
-        found = contrast.mean_losses(problem, names[0], negatives=negatives, average=average, weight=weight, impl=impl)
-        if found is not None:
-            return found
-    terms = contrast.terms(problem, impl)
-    if average:
-        found = mean_loss(terms, formula, gather=gather, shared=shared)
-    else:
-        found = group_means(terms, formula, gather=gather)
-    return found if weight == 1 else weight * found
+    if not names or (gather and world() > 1):
+        return from_terms(problem, impl)
+    negatives = needs_negatives(formula)
+    return contrast.mean_losses(
+        problem, names[0], from_terms, negatives=negatives, average=average, weight=weight, impl=impl
+    )
 
 
 def resolve(formula: str | Formula, named: Mapping[str, Formula]) -> Formula:

@@ -50,6 +50,12 @@ FAULTS: dict[str, tuple[str, str]] = {
     "gradients keep the size that was taken out": ("Real(size * call.scale)", "Real(call.scale)"),
     "keys have no weights": ("Real(j < k.count ? (weight - shift) * unit() : NEVER)", "Real(j < k.count ? -shift * unit() : NEVER)"),
     "many keys at the limit overflow": ("std::log(std::max(call.m, int64_t(1)))", "0.0"),
+    "anchors without negatives count in every mean": ("|| (call.negatives && !found.count[NEGATIVE])", ""),
+    "groups without anchors count in the mean": ("call.weight / std::max(some, 1L)", "call.weight / call.groups"),
+    "the mean has a gradient of its own": ("own * call.share[g] * *real(", "own * call.share[g] + 0 * *real("),
+    "a mean that is not a number reaches rows without pairs": ("call.share && own ?", "call.share ?"),
+    "the number of positives is not in the mean inside the logarithm": ("all - p + std::log(number)", "all - p"),
+    "a zero vector is at its full length from itself": ("std::isinf(a.length[i]) ? 0", "false ? 0"),
     "results of later groups go to the first ones": ("finish(groups[i], first + i)", "finish(groups[i], i)"),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +26,33 @@ MOST = 2  # instruction sets beyond what every processor has: AVX2, AVX-512
 _PROCESS = os.getpid()
 _ID_TYPES = {torch.int64: 0, torch.float32: 1, torch.float64: 2}
 _ERRORS = {1: "not enough memory for the native engine", 2: "`self_index` outside of the keys"}
-# `Call` of engine.cpp, field by field: addresses (nine, then lse, total, counts, upstream, gradient), sizes, steps,
-# threads and the runtime, flags and numbers.
-_CALL = struct.Struct("@9P 2P P 2P 2P 2P 4q 3q 3q q 3P 6i 2d")
+# `Call` of engine.cpp, field by field: addresses (nine, then lse, total, counts, upstream, gradient, loss and share),
+# sizes, steps, threads and the runtime, flags and numbers.
+_CALL = struct.Struct("@9P 2P P 2P 2P 2P 2P 4q 3q 3q q 3P 9i 3d")
+# In the order of `Formula` in engine.cpp: whether they use the sum of positive logits.
+FORMULAS = {"supcon": True, "supcon_in": False, "decoupled": True, "mmgl_local": False, "mmgl_global": True}
+
+
+class Mean(NamedTuple):
+    """Of which formula there is a mean, and how it is taken; see `losses`."""
+
+    formula: int
+    negatives: bool
+    average: bool
+    weight: float
+
+
+NO_MEAN = Mean(0, False, False, 0.0)
+
+
+class Saved(NamedTuple):
+    """What the gradient of a mean loss needs; each (G, N) but for `share`."""
+
+    lse: Sequence[Tensor]  #: over positives, over negatives
+    derivatives: Sequence[Tensor]  #: of the loss of an anchor by these two
+    total: Tensor | None  #: and by the sum of positive logits
+    share: Tensor  #: (G,) of each group: what the loss of an anchor counts in the mean
+    mean: Mean
 
 
 @cache
@@ -97,9 +122,50 @@ def forward(problem: Problem) -> Results:
 
 def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) -> Gradients:
     """Gradients of the anchors and of the keys, each where it is `needed`."""
+    gradient = _gradients(problem, needed)
+    total = upstream.positive_sum
+    _solve(problem, upstream.logsumexps, total, upstream=upstream.gradients, gradient=gradient, back=True)
+    return gradient
+
+
+def takes(problem: Problem, formula: str) -> bool:
+    """Whether `losses` has the formula for this problem."""
+    knows_itself = problem.unit or formula != "mmgl_global"  # the logit of an anchor with itself is the scale, then
+    return formula in FORMULAS and knows_itself and problem.pairs > 0
+
+
+def losses(problem: Problem, formula: str, *, negatives: bool, average: bool, weight: float) -> tuple[Tensor, Saved]:
+    """The mean loss of each group (G,), or the average of those of any anchor (), times `weight`.
+
+    And what `losses_backward` needs.
+    """
+    problem = problem.widened()
+    mean = Mean(list(FORMULAS).index(formula), negatives, average, weight)
+    like, (groups, n) = problem.anchors, problem.ids.shape
+    loss, share = like.new_empty(() if average else (groups,)), like.new_empty(groups, dtype=torch.float64)
+    *four, total = like.new_empty((5, groups, n)).unbind()
+    saved = Saved(four[:2], four[2:], total if FORMULAS[formula] else None, share, mean)
+    _solve(problem, saved.lse, saved.total, upstream=saved.derivatives, loss=loss, share=share, mean=mean)
+    return loss, saved
+
+
+def losses_backward(problem: Problem, saved: Saved, upstream: Tensor, needed: tuple[bool, bool]) -> Gradients:
+    """Gradients of anchors and keys from that of the loss, each where it is `needed`."""
+    wide = problem.widened()
+    gradient = _gradients(wide, needed)
+    upstream = upstream.to(wide.anchors.dtype)
+    _solve(
+        wide, saved.lse, saved.total, upstream=saved.derivatives, gradient=gradient, loss=upstream, share=saved.share,
+        mean=saved.mean, back=True,
+    )  # fmt: skip
+    first, second = (x if x is None else x.to(problem.anchors.dtype) for x in gradient)
+    return first, second
+
+
+def _gradients(problem: Problem, needed: tuple[bool, bool]) -> Gradients:
+    """Where gradients are to be written."""
     wanted = (problem.anchors, needed[0] or problem.own), (problem.keys, needed[1])
     first, second = (torch.empty(x.shape, dtype=x.dtype) if x is not None and need else None for x, need in wanted)
-    _solve(problem, upstream.logsumexps, upstream.positive_sum, upstream=upstream.gradients, gradient=(first, second))
     return first, second
 
 
@@ -111,8 +177,12 @@ def _solve(
     counts: Sequence[Tensor | None] = (None, None),
     upstream: Sequence[Tensor | None] = (None, None),
     gradient: Sequence[Tensor | None] = (None, None),
+    loss: Tensor | None = None,
+    share: Tensor | None = None,
+    mean: Mean = NO_MEAN,
+    back: bool = False,
 ) -> None:
-    """Call the library: `lse` and `total` are written with `counts`, and read for a `gradient`."""
+    """Call the library on a problem and what belongs to it, as `Call` of engine.cpp says."""
     held: list[Tensor] = []  # until the call is over: what had to be copied
 
     def address(x: Tensor | None) -> int:
@@ -128,7 +198,7 @@ def _solve(
         0 if keys is None else keys.data_ptr(),
         *map(address, (problem.ids, problem.key_ids, problem.self_index)),
         *map(address, (problem.anchor_mask, problem.key_mask, problem.key_log_weights, problem.limit)),
-        *map(address, (*lse, total, *counts, *upstream, *gradient)),
+        *map(address, (*lse, total, *counts, *upstream, *gradient, loss, share)),
         anchors.shape[0],
         anchors.shape[1],
         problem.others.shape[1],
@@ -137,14 +207,16 @@ def _solve(
         *((0, 0, 0) if keys is None else keys.stride()),
         torch.get_num_threads(),
         *runtime(os.getpid()),
-        counts[0] is None,  # backward
+        back,
         anchors.dtype == torch.float64,
         _ID_TYPES[problem.ids.dtype],
         problem.tolerance is not None,
         problem.unit,
         MOST,
+        *mean[:3],
         problem.scale,
         problem.tolerance or 0.0,
+        mean.weight,
     )
     error = library().mmgl_solve(call)  # pyright: ignore[reportAttributeAccessIssue]
     if error:

@@ -47,22 +47,49 @@ struct Runtime {
     int (*size)();                                                                           // omp_get_num_threads
 };
 
-// A problem and where its results go, as `__init__.py` fills it in: shapes are those of `problem.Problem`.
+// A problem and where its results go, as `__init__.py` fills it in: shapes are those of `problem.Problem`. There are three
+// calls: results forward, the mean loss of a formula forward, and gradients backward from what either of them gave.
 struct Call {
     const void *anchors, *keys, *ids, *key_ids;
     const int64_t* self_index;
     const uint8_t *anchor_mask, *key_mask;
     const void *log_weights, *limit;
-    void* lse[2];                // forward: written; backward: read
-    void* total;                 // forward: sums of positive logits; backward: their gradients, or null
-    int64_t* counts[2];          // forward
-    const void* upstream[2];     // backward: gradients of `lse`
+    void* lse[2];                // written forward, read backward
+    void* total;                 // results: sums of positive logits; else the derivatives by them, null where they are 0
+    int64_t* counts[2];          // results
+    void* upstream[2];           // derivatives by `lse`: written with a formula, read backward
     void* gradient[2];           // backward: of anchors and keys; null where not wanted
+    void* loss;                  // with a formula, of each group or `average`: written; backward: the gradient of it
+    double* share;               // of each group: what the loss of an anchor counts in `loss`; null without a formula
     int64_t groups, n, m, features, anchor_steps[3], key_steps[3], threads;
     Runtime runtime;             // of the threads; nulls: threads are started and ended with the call
     int32_t backward, wide, id_type, has_tolerance, unit, most;  // id_type: 0 int64, 1 float32, 2 float64
-    double scale, tolerance;
+    int32_t formula, negatives, average;  // anchors without negatives do not count; groups are averaged
+    double scale, tolerance, weight;      // of the loss
 };
+
+// As `losses.formulas` has them; a `Call` names one by its number.
+enum Formula { SUPCON, SUPCON_IN, DECOUPLED, MMGL_LOCAL, MMGL_GLOBAL };
+
+struct Loss { double value, by[2], by_total; };  // of an anchor; its derivatives by both log-sum-exps and by the sum
+
+double log_add(double a, double b) {
+    const double most = std::max(a, b);
+    return std::isinf(most) ? most : most + std::log(std::exp(a - most) + std::exp(b - most));
+}
+
+// p, q: log-sum-exps over positives and negatives; total: of the logits of the `number` positives; itself: of the anchor
+// with itself.
+Loss loss_of(int formula, double p, double q, double total, double number, double itself) {
+    const double mean = total / number;
+    if (formula == MMGL_LOCAL) return {(q - p) / number, {-1 / number, 1 / number}, 0};
+    if (formula == DECOUPLED) return {q - mean, {0, 1}, -1 / number};
+    const double all = log_add(formula == MMGL_GLOBAL ? itself : p, q), by_q = std::exp(q - all);
+    if (formula == MMGL_GLOBAL) return {all - mean, {0, by_q}, -1 / number};
+    const double by_p = std::exp(p - all);
+    if (formula == SUPCON_IN) return {all - p + std::log(number), {by_p - 1, by_q}, 0};
+    return {all - mean, {by_p, by_q}, -1 / number};
+}
 
 constexpr double MARGIN = 0.35;      // log 2 / 2: exp2 rounds its exponent
 constexpr double NEVER = -1e30;      // as a logit: its exp2 is 0
@@ -213,6 +240,7 @@ class Solver {
     bool common;              // there is such a constant
     bool mirrored;            // anchors are keys, and i is a positive of j where j is one of i
     double size = 1;          // of the gradients: taken out, so that small ones do not become denormal
+    std::vector<double> means;  // of the losses of each group
     long tile, panels;
     Real* rooms = nullptr;
 
@@ -331,6 +359,12 @@ class Solver {
         }
     }
 
+    // A gradient of an anchor's results. Where it is 0 as such, not even a loss whose own gradient is NaN changes that.
+    double upstream(const void* gradients, long g, long at) const {
+        const double own = *real(gradients, at);
+        return call.share && own ? own * call.share[g] * *real(call.loss, call.average ? 0 : g) : own;
+    }
+
     void find_factors(const Side<Real>& a, long g) {
         std::fill_n(a.factor[0], tiles(a.count) * tile, Real(0));
         std::fill_n(a.factor[1], tiles(a.count) * tile, Real(0));
@@ -338,11 +372,11 @@ class Solver {
         for (long i = 0; i < a.count; ++i) {
             const long at = g * call.n + a.place[i];
             for (Kind k : BOTH) {
-                const double lse = *real(call.lse[k], at), factor = *real(call.upstream[k], at) / size;
+                const double lse = *real(call.lse[k], at), factor = upstream(call.upstream[k], g, at) / size;
                 a.factor[k][i] = Real(common ? factor * std::exp(shift - lse) : factor);
                 if (!common) a.peak[k][i] = Real(lse);
             }
-            if (call.total) a.total[i] = Real(*real(call.total, at) / size);
+            if (call.total) a.total[i] = Real(upstream(call.total, g, at) / size);
         }
     }
 
@@ -402,46 +436,102 @@ class Solver {
         if (&one != &other) other.fetch_add(1, std::memory_order_release);
     }
 
-    void finish(const Group<Real>& group, long g) {
+    // How many positives and negatives an anchor has, and the log-sum-exps over them.
+    struct Anchor { long count[2]; double lse[2]; };
+
+    Anchor anchor(const Group<Real>& group, long i) const {
+        const Side<Real>& a = group.anchors;
+        const long itself = mirrored ? i : a.itself ? a.itself[i] : -1, among = a.high[i] - a.low[i];
+        const bool positive = itself >= a.low[i] && itself < a.high[i];
+        Anchor found = {{among - positive, group.keys->count - among - (itself >= 0 && !positive)}, {}};
+        for (Kind k : BOTH)
+            found.lse[k] = found.count[k] ? std::log(a.sums[k][i]) + (common ? shift : double(a.peak[k][i])) : -INFINITY;
+        return found;
+    }
+
+    // Of each anchor: the sum of the products with its positives.
+    std::vector<double> totals(const Group<Real>& group) const {
+        std::vector<double> found(group.anchors.count), window(panels * kernel.lanes);
+        kernel.positive_sums(group.anchors, *group.keys, mirrored, tile, call.features, window.data(), found.data());
+        return found;
+    }
+
+    void give_results(const Group<Real>& group, long g) {
         const long first = g * call.n;
-        if (call.backward) {
-            const Side<Real>&a = group.anchors, &k = group.others;
-            if (call.unit)
-                for (const Side<Real>* side : {&a, &k})
-                    if (side->gradient) kernel.project(*side, tile, call.features);
-            if (own() && !mirrored)
-                for (long i = 0; i < call.n * call.features; ++i) a.gradient[i] += k.gradient[i];
-            return;
-        }
-        const Real none = -std::numeric_limits<Real>::infinity();
         for (Kind k : BOTH) {
-            std::fill_n(real(call.lse[k], first), call.n, none);
+            std::fill_n(real(call.lse[k], first), call.n, Real(-INFINITY));
             std::fill_n(call.counts[k] + first, call.n, 0);
         }
         std::fill_n(real(call.total, first), call.n, Real(0));
-        const Side<Real>& a = group.anchors;
-        std::vector<double> totals(a.count), window(panels * kernel.lanes);
-        kernel.positive_sums(a, *group.keys, mirrored, tile, call.features, window.data(), totals.data());
-        for (long i = 0; i < a.count; ++i) {
-            const long at = first + a.place[i], itself = mirrored ? i : a.itself ? a.itself[i] : -1;
-            const bool positive = itself >= a.low[i] && itself < a.high[i];
-            const long among = a.high[i] - a.low[i];
-            const long counts[2] = {among - positive, group.keys->count - among - (itself >= 0 && !positive)};
-            for (Kind k : BOTH) {
-                call.counts[k][at] = counts[k];
-                const double sum = a.sums[k][i];
-                if (counts[k])
-                    *real(call.lse[k], at) = Real(std::log(sum) + (common ? shift : double(a.peak[k][i])));
-            }
-            if (counts[POSITIVE]) *real(call.total, at) = Real(totals[i] * call.scale);
+        const std::vector<double> sums = totals(group);
+        for (long i = 0; i < group.anchors.count; ++i) {
+            const long at = first + group.anchors.place[i];
+            const Anchor found = anchor(group, i);
+            for (Kind k : BOTH) call.counts[k][at] = found.count[k], *real(call.lse[k], at) = Real(found.lse[k]);
+            if (found.count[POSITIVE]) *real(call.total, at) = Real(sums[i] * call.scale);
         }
+    }
+
+    void give_losses(const Group<Real>& group, long g) {
+        const long first = g * call.n;
+        for (Kind k : BOTH) {
+            std::fill_n(real(call.lse[k], first), call.n, Real(INFINITY));
+            std::fill_n(real(call.upstream[k], first), call.n, Real(0));
+        }
+        if (call.total) std::fill_n(real(call.total, first), call.n, Real(0));
+        const std::vector<double> sums = call.total ? totals(group) : std::vector<double>(group.anchors.count);
+        const Side<Real>& a = group.anchors;
+        double sum = 0;
+        long valid = 0;
+        for (long i = 0; i < a.count; ++i) {
+            const long at = first + a.place[i];
+            const Anchor found = anchor(group, i);
+            if (!found.count[POSITIVE] || (call.negatives && !found.count[NEGATIVE])) continue;
+            const double itself = a.length && std::isinf(a.length[i]) ? 0 : call.scale;  // 0: of a zero vector
+            const Loss loss = loss_of(call.formula, found.lse[POSITIVE], found.lse[NEGATIVE], sums[i] * call.scale,
+                                      found.count[POSITIVE], itself);
+            sum += loss.value, ++valid;
+            for (Kind k : BOTH) {
+                if (found.count[k]) *real(call.lse[k], at) = Real(found.lse[k]);
+                *real(call.upstream[k], at) = Real(loss.by[k]);
+            }
+            if (call.total) *real(call.total, at) = Real(loss.by_total);
+        }
+        means[g] = valid ? sum / valid : 0, call.share[g] = valid ? 1.0 / valid : 0;
+    }
+
+    void give_gradients(const Group<Real>& group) {
+        const Side<Real>&a = group.anchors, &k = group.others;
+        if (call.unit)
+            for (const Side<Real>* side : {&a, &k})
+                if (side->gradient) kernel.project(*side, tile, call.features);
+        if (own() && !mirrored)
+            for (long i = 0; i < call.n * call.features; ++i) a.gradient[i] += k.gradient[i];
+    }
+
+    void finish(const Group<Real>& group, long g) {
+        if (call.backward) give_gradients(group);
+        else if (call.share) give_losses(group, g);
+        else give_results(group, g);
+    }
+
+    // From the means of the groups to the loss.
+    void average() {
+        const long some = call.groups - std::count(call.share, call.share + call.groups, 0.0);
+        const double weight = call.average ? call.weight / std::max(some, 1L) : call.weight;
+        double sum = 0;
+        for (long g = 0; g < call.groups; ++g) {
+            call.share[g] *= weight, sum += means[g] * weight;
+            if (!call.average) *real(call.loss, g) = Real(means[g] * weight);
+        }
+        if (call.average) *real(call.loss, 0) = Real(sum);
     }
 
     void find_size() {
         size = 0;
         for (Kind k : BOTH)
             for (long i = 0; i < call.groups * call.n; ++i)
-                size = std::max(size, std::abs(double(*real(call.upstream[k], i))));
+                size = std::max(size, std::abs(upstream(call.upstream[k], i / call.n, i)));
         if (size == 0) size = 1;
     }
 
@@ -459,6 +549,7 @@ class Solver {
         threads = std::max(1L, std::min(long(call.threads), long(work / WORK)));
         groups.resize(std::min(threads, long(call.groups)));
         for (auto& group : groups) make_room(group);
+        if (call.share) means.resize(call.groups);
     }
 
     // As many groups at a time as there are threads: what is packed of them is still in the cache when it is needed. Their
@@ -468,7 +559,7 @@ class Solver {
         std::fill_n(rooms, threads * tile * tile, Real(0));
         const long at_once = groups.size();
         Team team(threads, 3 * call.groups);
-        return team.run(call.runtime, [&](long rank) {
+        const int error = team.run(call.runtime, [&](long rank) {
             for (long first = 0, phase = 0; first < call.groups; first += at_once, phase += 3) {
                 const long count = std::min(at_once, call.groups - first);
                 team.each(phase, count, [&](long i) { prepare(groups[i], first + i); });
@@ -480,6 +571,8 @@ class Solver {
                 team.each(phase + 2, count, [&](long i) { finish(groups[i], first + i); });
             }
         });
+        if (!error && call.share && !call.backward) average();
+        return error;
     }
 };
 
