@@ -57,8 +57,7 @@ stages.plot()
 plt.show()
 
 # %%
-# At stride 16 the side layer runs last, so the encoder ends with it. You can still tap ``c`` by its name. The dashed
-# box makes the output and is not a stage, because features are taken before it. ``stages.encoder`` and
+# The dashed box makes the output. It is not a stage, because features are taken before it. ``stages.encoder`` and
 # ``stages.decoder`` hold the names. ``print`` shows the same as a table, with the calls to paste:
 
 print(stages)
