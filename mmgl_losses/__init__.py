@@ -4,19 +4,19 @@ Losses
     MultiScaleGlobalContrast    contrast of whole images, at several levels of an encoder
     MultiScaleLocalSupCon       supervised contrast of points, at several levels of a decoder
     DeepSupervisionDice         soft Dice and cross-entropy, at several levels of a decoder
-    halving                     weights that halve from level to level, as nnU-Net's
+    halving                     weights that halve with each coarser level, as in nnU-Net
     Diagnostics                 what ``diagnose`` of a loss returns: is it learning?
 
 Networks
-    discover_stages, Stages     where to tap a network: a table to print
+    discover_stages, Stages     finds where heads can go on a network; prints a table
     attach_heads                puts heads on named modules of any network
-    TappedModel                 a network with heads: forward returns (output, {name: embedding})
-    FeatureTaps                 features of named modules in one forward pass
+    TappedModel                 a network with heads; returns (output, {name: embedding})
+    FeatureTaps                 reads the outputs of named modules in a forward pass
     GlobalHead                  one embedding for each image
     LocalHead                   one embedding for every n-th point
     SegmentationHead            logits of a coarser level
-    load_matching, Loaded       weights in a network with other classes, and what was loaded
-    UNet                        the reference network of the paper (not brought by ``import *``)
+    load_matching, Loaded       loads the weights that fit, and reports the rest
+    UNet                        the network of the paper (not part of ``import *``)
 
 Unlabelled images
     MeanTeacher                 a moving average of a model, which labels images that have no labels
@@ -25,11 +25,11 @@ Unlabelled images
 
 Parts
     functional                  the losses as functions
-    pair_logsumexp, PairTerms   the primitive that every contrast is made of, and what a formula is given
+    pair_logsumexp, PairTerms   the sums over pairs that every contrast is made of; the input of a formula
     plugins                     losses and heads by name
 
-Beside them: `mmgl_losses.lightning` (pre-training and callbacks for Lightning), `mmgl_losses.sampling` (which points a
-level holds) and `mmgl_losses.testing` (a conformance kit for losses and heads of your own).
+Import separately: `mmgl_losses.lightning` (pre-training and callbacks for Lightning), `mmgl_losses.sampling` (which
+points a level has) and `mmgl_losses.testing` (checks for losses and heads of your own).
 """
 
 from mmgl_losses import functional, plugins

@@ -1,4 +1,4 @@
-"""The losses as functions, without state. Each lives in the file of its loss; here they are side by side."""
+"""The losses as functions, without state."""
 
 from mmgl_losses.contrast import pair_logsumexp, pair_terms
 from mmgl_losses.losses.dice import soft_dice

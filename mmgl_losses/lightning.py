@@ -33,16 +33,16 @@ def as_it_is(batch: Any) -> tuple[Any, ...]:
 
 
 class Pretraining(LightningModule):
-    """Pre-trains a tapped network: ``loss(embeddings, ...)`` at each step, logged as ``"loss"``.
+    """Pre-trains a tapped network: computes ``loss(embeddings, ...)`` at each step and logs it as ``"loss"``.
 
-    Under DDP, freeze first what the loss does not reach: `TappedModel.freeze_unused`.
+    Under DDP, first freeze the parameters that the loss does not reach, with `TappedModel.freeze_unused`.
 
     Args:
         model: from `attach_heads`; after training, ``model.net.state_dict()`` has the weights.
         loss: a loss on its embeddings, such as `MultiScaleLocalSupCon`.
-        prepare: makes of a batch of your loader ``(images, *what the loss takes beside the embeddings)``; of a
-            dictionary, say, ``lambda batch: (batch["image"], batch["label"].squeeze(1).long())``. Augmentations of one
-            image are stacked here: ``lambda images: (torch.cat([augment(images), augment(images)]),)``.
+        prepare: turns a batch of your loader into ``(images, *further arguments of the loss)``. For a dictionary it
+            can be ``lambda batch: (batch["image"], batch["label"].squeeze(1).long())``. To stack two augmentations of
+            each image, use ``lambda images: (torch.cat([augment(images), augment(images)]),)``.
         optimiser: makes the optimiser from the parameters that are trained; Adam at 1e-3 by default.
 
     Example:
@@ -87,7 +87,7 @@ class Diagnose(Callback):
     """Prints ``loss.diagnose`` on the first batch of each n-th epoch, and logs its progress as ``"progress"``.
 
     Attributes:
-        found: the `Diagnostics` of the last time.
+        found: the latest `Diagnostics`.
     """
 
     def __init__(self, *, every: int = 1, show: Callable[[str], object] = print) -> None:
@@ -106,17 +106,17 @@ class Diagnose(Callback):
 
 
 class LinearProbe(Callback):
-    """Trains one linear layer on the frozen features of a module beside the pre-training: what do they know already?
+    """Asks what the features of a module already know: trains a linear layer on them during pre-training.
 
-    At each n-th step the features of the batch are taken without a gradient. The share of points that the layer names
-    rightly, averaged over the classes of the batch, is logged as ``"probe"`` before it learns from them.
+    At each n-th step the layer gets the features of the batch, without a gradient to the network. Before it learns
+    from them, its accuracy over points, averaged over the classes of the batch, is logged as ``"probe"``.
 
     Args:
         name: the module of the network to probe, as in ``net.named_modules()``.
-        classes: how many.
-        labelled: makes of a batch ``(images, labels (B, *spatial))``.
-        every: steps from one time to the next.
-        lr: of Adam, for the layer.
+        classes: number of classes.
+        labelled: turns a batch into ``(images, labels (B, *spatial))``.
+        every: do this at each n-th step.
+        lr: learning rate of Adam, for the layer.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Where things are: the one rule that maps points of the image to points of a level, and its uses.
+"""Which points a level has: the one rule that maps places of the image to points of a level.
 
 Point ``i`` of ``m`` stands for the place ``(i + 1/2) / m`` of an axis. A feature and its label are both found
-by this rule, so they always speak of the same place, whatever the sizes.
+by this rule, so they always belong to the same place, whatever the sizes.
 """
 
 import math

@@ -2,14 +2,14 @@
 Who attracts and who repels
 ===========================
 
-A local contrast compares an anchor with other points: those of its own label attract it, the others repel it. Two
-options say which points there are: ``background=`` and ``pairs=``.
+A local contrast compares each point, the anchor, with other points. Those with its own label attract it, the others
+repel it. Two options decide which points take part: ``pairs=`` and ``background=``.
 """
 
 # %%
-# Three images in a batch; the anchor is the white dot, in the left ventricle of the first one. Green points attract
-# it, red points repel it, points without a dot take no part. The points are those that the loss really compares: every
-# fourth along each axis, at the places that ``LocalHead`` and the loss share.
+# A batch of three images. The anchor is the white dot, in the left ventricle of the first image. Green points attract
+# it and red points repel it. Where there is no dot, nothing takes part. The dots are the points that the loss really
+# compares: every fourth along each axis.
 
 import matplotlib.pyplot as plt
 import torch
@@ -100,14 +100,14 @@ def picture(rows: list[tuple[str, str]]) -> None:
 picture([("image", "anchor"), ("augmentations", "anchor"), ("batch", "anchor")])
 
 # %%
-# For an anchor in a structure, ``background="anchor"`` and ``"key"`` look the same: the background repels. They
-# differ in what else is an anchor: with ``"key"`` no point of the background is one, so nothing pulls the background
-# together. With ``"ignore"`` the background is not there at all.
+# For an anchor in a structure, ``background="anchor"`` and ``"key"`` look the same: the background repels. They differ
+# for points of the background. With ``"key"`` these are no anchors, so nothing pulls the background together. With
+# ``"ignore"`` the background takes no part at all.
 
 picture([("image", "key"), ("image", "ignore")])
 
 # %%
-# How many anchors and pairs that makes at this level, counted by the loss itself:
+# The loss itself counts how many anchors there are, and how many positives each has:
 
 from mmgl_losses import MultiScaleLocalSupCon
 

@@ -2,14 +2,14 @@
 The place of a point
 ====================
 
-A feature map is smaller than the image, and a stride makes it smaller still. A point of it has to be given the label of
-the same place. The rule here is one line, and everybody uses it: point *i* of *m* stands for the place *(i + 1/2) / m*.
+A feature map is smaller than the image, and a stride makes it smaller still. Each of its points needs the label at the
+same place in the image. Heads and losses here share one rule: point *i* of *m* stands for the place *(i + 1/2) / m*.
 """
 
 # %%
-# What is mostly done instead is to slice the features, ``features[..., ::4]``, and to resize the labels by nearest
-# neighbour. The two disagree, and nothing notices: the loss still falls. Here is where each takes its points along an
-# axis of 150 pixels, for a level of 19 features sampled with stride 4.
+# Most code instead slices the features, ``features[..., ::4]``, and resizes the labels by nearest neighbour. The two
+# disagree about the place, and nobody notices: the loss still falls. The picture shows where each of them takes its
+# points along one axis. The image has 150 pixels, the level has 19 features, and the stride is 4.
 
 import matplotlib.pyplot as plt
 import torch
@@ -58,8 +58,9 @@ axes[1].set_xlabel(
 plt.show()
 
 # %%
-# On a made-up heart, for a level of 13 x 13 with stride 2: the label that each of 7 x 7 points gets. Crosses mark
-# labels that occur nowhere in what the feature covers.
+# The same on a synthetic heart, for a level of 13 x 13 features with stride 2. The pictures show the label that each
+# sampled point gets. A cross marks a label that does not occur anywhere in the part of the image that the feature
+# covers.
 
 STRUCTURES = {  # centre, radii and brightness; each is painted over those before it
     "RV": (-0.12, -0.3, 0.42, 0.24, 0.6),

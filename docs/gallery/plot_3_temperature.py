@@ -2,13 +2,13 @@ r"""
 What a temperature does
 =======================
 
-In the gradient of a contrastive loss every negative has a weight: its share of the denominator. The temperature says
-how that weight is spread, and the formula says who else is in the denominator.
+In the gradient of a contrastive loss each negative has a weight, its share of the denominator. The temperature decides
+how the weight is spread over the negatives. The formula decides what else is in the denominator.
 """
 
 # %%
-# An anchor, its positive at cosine 0.6, and 200 negatives whose cosines are spread as those of real features are. At
-# a high temperature all negatives push alike; at a low one the few nearest do all the pushing.
+# Take an anchor, a positive at cosine 0.6, and 200 negatives with random cosines. At a high temperature all negatives
+# push about equally. At a low temperature the few nearest do all the pushing.
 
 import matplotlib.pyplot as plt
 import torch
@@ -35,10 +35,12 @@ axis.legend(frameon=False)
 plt.show()
 
 # %%
-# The equation that the MMGL paper prints keeps the anchor's product with itself, :math:`e^{1/\tau}`, in the
-# denominator. At its temperature of 0.07 that is 1.6 million: unless a negative is all but the anchor itself, they
-# get next to nothing. The weight of all negatives together in the gradient, measured through the formulas of this
-# package, for hard negatives (those above) and for easier ones, at half their cosine:
+# The equation printed in the MMGL paper keeps the anchor's product with itself, :math:`e^{1/\tau}`, in the denominator.
+# At the paper's temperature of 0.07 that is 1.6 million. So the negatives get almost no weight, unless one of them
+# nearly equals the anchor.
+#
+# The next picture shows the weight of all negatives together in the gradient, measured through the formulas of this
+# package. The hard negatives are those above, and the easy ones have half their cosine.
 
 from mmgl_losses import PairTerms
 from mmgl_losses.losses.formulas import GLOBAL_FORMULAS

@@ -2,12 +2,12 @@
 Small structures on coarse levels
 =================================
 
-Deep supervision and local contrast compare coarse levels with the labels at their places. A structure of a few pixels
-may have no place there at all.
+Deep supervision and local contrast compare each point of a coarse level with the label at its place. A structure of a
+few pixels may get no point there at all.
 """
 
 # %%
-# The labels of a slice as four levels of a decoder see them, each point holding the label at its own place:
+# The labels of a slice as four levels of a decoder see them. Each point has the label at its own place:
 
 import matplotlib.pyplot as plt
 import torch
@@ -41,8 +41,8 @@ for axis, size in zip(axes, (6, 12, 24, 96), strict=True):
 plt.show()
 
 # %%
-# How well each level could do at best: the Dice of its labels, blown up again, with the true ones. This is why coarse
-# levels get small weights, and why a structure can be missing from them.
+# How well could each level do at best? Enlarge its labels again and compute their Dice with the true ones. This is why
+# coarse levels get small weights, and why a structure can be missing from them.
 
 sizes = (6, 12, 24, 48)
 fig, axis = plt.subplots(figsize=(7, 3), layout="constrained")
@@ -63,9 +63,9 @@ axis.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.1
 plt.show()
 
 # %%
-# For the contrast there is a way out: ``sampling="foreground"`` takes, in each cell of the stride, the label that is
-# rarest in the image, instead of the point in the middle. So the aorta is kept. At so coarse a level another structure
-# can lose all its cells to rarer neighbours; here none does.
+# For the contrast there is a remedy. ``sampling="foreground"`` takes from each cell of the stride the label that is
+# rarest in the image, instead of the point in the middle. So the aorta is kept. At such a coarse level, another
+# structure may lose all its cells to rarer neighbours, but here none does.
 
 from mmgl_losses.sampling import foreground_places
 

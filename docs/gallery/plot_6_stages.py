@@ -2,14 +2,14 @@
 Where a network is tapped
 =========================
 
-``discover_stages`` watches one pass of a network and finds the end of each resolution, on the way down and on the way
-up again. ``plot`` draws what it found.
+``discover_stages`` watches one pass of a network. For each resolution it finds the last module, on the way down and on
+the way up again. ``plot`` draws what it found.
 """
 
 # %%
-# The reference network of the paper. Depth runs to the right, the stride downwards; the numbers are channels, and the
-# names below are those to give to ``attach_heads``. Dots are on what is tapped by default: the last three stages of the
-# encoder (global contrast) and of the decoder (local contrast).
+# This is the network of the paper. Depth runs to the right, and the stride downwards. The numbers are channels. The
+# names below are the ones to give to ``attach_heads``. Dots mark the stages that are tapped by default: the last three
+# of the encoder for global contrast, and the last three of the decoder for local contrast.
 
 import matplotlib.pyplot as plt
 import torch
@@ -22,8 +22,8 @@ discover_stages(UNet(1, 8), images).plot()
 plt.show()
 
 # %%
-# Nothing has to be called encoder or decoder. A network written in one class, with a stem that halves the size at once,
-# and a decoder that interpolates:
+# Nothing has to be called encoder or decoder. Here is a network in a single class. Its stem halves the size at once,
+# and its decoder interpolates:
 
 
 class Mine(nn.Module):
@@ -57,16 +57,15 @@ stages.plot()
 plt.show()
 
 # %%
-# At stride 16 it is the side layer that runs last, so the encoder ends with it; ``c`` can be tapped by its name all the
-# same. The dashed box makes the output. It is no stage: features are taken before it. The names are in ``encoder`` and
-# ``decoder``, and ``print`` has the same as a table, with the calls to paste:
+# The dashed box makes the output. It is not a stage, because features are taken before it. ``stages.encoder`` and
+# ``stages.decoder`` hold the names. ``print`` shows the same as a table, with the calls to paste:
 
 print(stages)
 tapped = attach_heads(net, images, {name: GlobalHead for name in stages.encoder[-3:]})
 
 # %%
-# In 3-D, with slices far apart, the way down may begin within the slices. Here the stride along the first axis stays
-# behind that of the others, and is written below the box:
+# In 3-D, when slices are far apart, a network often reduces the size within the slices first. The stride then differs
+# between axes, and is written below the box:
 
 thick = nn.Sequential(
     nn.Conv3d(1, 8, 3, padding=1),

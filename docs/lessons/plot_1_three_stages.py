@@ -2,8 +2,8 @@
 The three stages
 ================
 
-A whole training of MMGL on images that are made here, beside the same network without pre-training. It takes about a
-minute on a CPU.
+A complete training with MMGL, compared with the same network without pre-training. The images are made on this page. It
+takes about a minute on a CPU.
 
 `Open this page in Colab
 <https://colab.research.google.com/github/mmgl-losses/mmgl-losses/blob/main/examples/notebooks/three_stages.ipynb>`_.
@@ -15,8 +15,8 @@ The same as a script is `examples/three_stages.py
 # Images
 # ------
 #
-# Slices of a made-up chest, with four structures to find. Each patient has a place, sizes and a contrast of their
-# own. The heart ends towards the first and the last slice.
+# Slices of synthetic chests, with four structures to segment. Position, sizes and contrast differ from patient to
+# patient. The heart gets smaller towards the first slice.
 
 import copy
 from functools import partial
@@ -103,8 +103,8 @@ plt.show()
 # Augmentation and score
 # ----------------------
 #
-# An augmentation moves a slice and its labels together, and changes the contrast of the slice. Dice is over all
-# slices.
+# An augmentation moves a slice and its labels together, and changes the contrast of the slice. The Dice score is
+# computed over all slices together.
 
 
 def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +141,8 @@ def dice(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 # Stage one: the encoder, without labels
 # --------------------------------------
 #
-# Two augmentations of a slice are alike, and unlike those of all other slices. The heads are on the last stages of
-# the encoder. The optimiser is made once, with the parameters of network and heads.
+# The loss makes two augmentations of a slice similar to each other and different from all other slices. The heads are
+# on the last stages of the encoder. The optimiser is made once, with the parameters of both network and heads.
 
 STEPS = 150, 100, 300
 
@@ -173,7 +173,8 @@ tapped.close()
 # Stage two: the decoder, on the labelled slices
 # ----------------------------------------------
 #
-# Points of one structure are alike, and unlike the other points of their image. The heads take every second point.
+# Now the loss makes points of one structure similar to each other and different from the other points of their image.
+# The heads take every second point.
 
 contrast = mmgl.MultiScaleLocalSupCon(weights=(0.2, 0.2, 0.6))
 taps = {f"decoder.blocks.{i}": partial(mmgl.LocalHead, stride=2) for i in (0, 1, 2)}
@@ -198,8 +199,8 @@ tapped.close()
 # Stage three: fine-tuning with deep supervision
 # ----------------------------------------------
 #
-# Two coarser levels get a head each, and the network's own output is the finest. The weights that were best on the
-# validation patients are kept. Both networks go through the same function.
+# Two coarser levels get a head each, and the network's own output is the finest level. The weights that do best on the
+# validation patients are kept. Both networks are fine-tuned by the same function.
 
 
 def finetune(net: nn.Module) -> list[float]:
@@ -243,7 +244,7 @@ plt.show()
 # Before and after
 # ----------------
 #
-# On ten patients that nothing was chosen by:
+# Dice on ten test patients, which played no part in training or in choosing weights:
 
 print("".join(f"{name:>8}" for name in ("mean", *STRUCTURES)))
 for name, trained in (("random initialisation", random_init), ("three stages", net)):
@@ -251,6 +252,6 @@ for name, trained in (("random initialisation", random_init), ("three stages", n
     print("".join(f"{score:8.3f}" for score in (scores.mean(), *scores)), name)
 
 # %%
-# One run says little: another seed moves such numbers by more than most methods do. On images as simple as these the
-# two networks end level. The script repeats it over several seeds. Real hearts, and the controls, are on `the page on
-# reproduction <https://mmgl-losses.github.io/mmgl-losses/reproduction.html>`_.
+# One run says little: another seed changes such numbers by more than most methods do. On images as simple as these, the
+# two networks end level. The script repeats the comparison over several seeds. For real hearts, and for controls, see
+# `the page on reproduction <https://mmgl-losses.github.io/mmgl-losses/reproduction.html>`_.

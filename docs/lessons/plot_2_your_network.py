@@ -2,7 +2,7 @@
 Put it on your network
 ======================
 
-Your network stays as it is. You find its stages, put heads on some of them, and train with a loss on what the heads
+Your network stays as it is. You find its stages, put heads on some of them, and compute a loss from what the heads
 return.
 
 `Open this page in Colab
@@ -50,15 +50,16 @@ net = Mine()
 # Where to tap it
 # ---------------
 #
-# ``discover_stages`` watches one pass, and leaves the network as it was. Print what it found: a table, and the two
-# calls that put heads on it, ready to paste.
+# ``discover_stages`` watches one forward pass, and leaves the network as it was. Print what it found: a table, and two
+# calls that put heads on the network, ready to paste.
 
 images = torch.rand(4, 1, 64, 64)
 stages = discover_stages(net, images)
 print(stages)
 
 # %%
-# The same as a picture. Depth runs to the right, the stride downwards; dots mark what the calls above tap.
+# The same as a picture. Depth runs to the right, and the stride downwards. Dots mark the stages that the calls above
+# tap.
 
 stages.plot()
 plt.show()
@@ -67,7 +68,7 @@ plt.show()
 # Heads on it
 # -----------
 #
-# A tapped model returns the output of the network and what the heads made of its features, by name.
+# A tapped model returns the output of the network, and the outputs of the heads by the names of their stages.
 
 from functools import partial
 
@@ -81,7 +82,7 @@ for name, feature in features.items():
     print(f"{name}: {tuple(feature.shape)}")
 
 # %%
-# Labels stay at the size of the image. The loss takes the label of each feature from the place where the feature is.
+# Labels stay at the size of the image. The loss takes the label of each feature from the same place in the image.
 
 loss = MultiScaleLocalSupCon(weights=(0.4, 0.6))
 print(loss(features, labels))
@@ -90,7 +91,8 @@ print(loss(features, labels))
 # Train
 # -----
 #
-# The optimiser gets the parameters of network and heads, and it is made once. Here one batch is learned by heart.
+# Make the optimiser once, with the parameters of both network and heads. Here the network learns a single batch by
+# heart.
 
 optimiser = torch.optim.Adam(tapped.parameters(), lr=3e-3)
 curve = []
@@ -108,13 +110,12 @@ print(loss.diagnose(features, labels).sentence)
 # Your network again
 # ------------------
 #
-# ``close`` takes the hooks off. What is left is the object that you came with; its weights have the names that they
-# had.
+# ``close`` takes the heads off. What is left is your network, and its weights have their old names.
 
 tapped.close()
 print(sorted(net.state_dict()) == sorted(Mine().state_dict()))
 
 # %%
-# A module that runs twice in a pass, or returns a tuple, cannot be tapped as it is. ``print(stages)`` lists those
-# with the reason. For networks that return several outputs, and for smp, torchvision and Hugging Face, see `the
-# guide for networks <https://mmgl-losses.github.io/mmgl-losses/networks_howto.html>`_.
+# A module that runs twice in a pass, or returns a tuple, cannot be tapped as it is. ``print(stages)`` lists such
+# modules with the reason. For networks that return several outputs, and for smp, torchvision and Hugging Face, see
+# `the guide for networks <https://mmgl-losses.github.io/mmgl-losses/networks_howto.html>`_.

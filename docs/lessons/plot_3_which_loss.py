@@ -2,8 +2,8 @@ r"""
 Which loss am I training?
 =========================
 
-A contrastive loss does not fall to zero, and its value depends on the batch. ``diagnose`` says where the value stands
-between two numbers that can be computed: its floor, and its value at chance.
+A contrastive loss does not fall to zero, and its value depends on the batch. So how do you know whether it is learning?
+``diagnose`` compares the value with two others that can be computed: the lowest possible one, and the one at chance.
 
 `Open this page in Colab
 <https://colab.research.google.com/github/mmgl-losses/mmgl-losses/blob/main/examples/notebooks/which_loss.ipynb>`_.
@@ -11,9 +11,9 @@ between two numbers that can be computed: its floor, and its value at chance.
 
 # %%
 # A value, and what it means
-# ------------------------------
+# --------------------------
 #
-# Two images with four classes in blocks, and two levels of random features. No network has learned anything yet.
+# Two images with blocks of four classes, and two levels of random features. Nothing has been learned yet.
 
 import matplotlib.pyplot as plt
 import torch
@@ -28,10 +28,10 @@ print(loss.diagnose(features, labels))
 
 # %%
 # ``floor`` is the loss of perfect features with these labels. ``chance`` is the loss when all features are equal.
-# Random features are worse than chance: they are spread without regard to the labels.
+# Random features are worse than chance, because they are spread out without any relation to the labels.
 #
-# Now the features themselves are trained, without a network. Both levels go the same way, from chance to the floor,
-# at values that have nothing to do with one another.
+# Now train the features themselves, without a network. Both levels move from chance to the floor. Their progress is
+# alike, but the values of their losses are not.
 
 points = [torch.nn.Parameter(feature) for feature in features]
 optimiser = torch.optim.Adam(points, lr=0.05)
@@ -56,16 +56,17 @@ axes[1].axhline(0, color="0.8", linewidth=1)
 plt.show()
 
 # %%
-# The last report. Log ``report.progress``, and you can compare levels, batches and runs.
+# This is the last report. Log ``report.progress``: unlike the loss, it can be compared between levels, batches and
+# runs.
 
 print(history[-1])
 
 # %%
-# The same features under other names
-# -----------------------------------
+# The same features, other formulas
+# ---------------------------------
 #
-# A formula says where the logarithm stands and who is in the denominator. The value of one says nothing about the
-# value of another; progress can be compared.
+# A formula says how positives and negatives make a loss. The values of two formulas cannot be compared, but their
+# progress can.
 
 for formula in ("supcon", "supcon_in", "mmgl"):
     report = MultiScaleLocalSupCon(weights=(0.4, 0.6), formula=formula).diagnose(points, labels)
@@ -74,10 +75,11 @@ for formula in ("supcon", "supcon_in", "mmgl"):
     )
 
 # %%
-# What an anchor meets
-# --------------------
+# Which points are compared
+# -------------------------
 #
-# ``pairs`` and ``background`` decide which points are compared. That shows in the numbers of anchors and positives.
+# The options ``pairs`` and ``background`` decide which points are compared. The numbers of anchors and positives show
+# it.
 
 for pairs in ("image", "batch"):
     for background in ("anchor", "key", "ignore"):
@@ -91,10 +93,10 @@ for pairs in ("image", "batch"):
 # When there is nothing to learn
 # ------------------------------
 #
-# With one class there are no negatives. The loss says so, and its gradient is zero and not NaN.
+# With a single class there are no negatives. The report says so. The gradient is zero, not NaN.
 
 print(loss.diagnose(features, torch.zeros_like(labels)).sentence)
 
 # %%
-# `Is it learning? <https://mmgl-losses.github.io/mmgl-losses/learning.html>`_ says what to do about each sentence,
-# and `the guide to the options <https://mmgl-losses.github.io/mmgl-losses/choices.html>`_ which option to take.
+# `Is it learning? <https://mmgl-losses.github.io/mmgl-losses/learning.html>`_ says what to do about each of these
+# sentences. `The guide to the options <https://mmgl-losses.github.io/mmgl-losses/choices.html>`_ helps to choose them.

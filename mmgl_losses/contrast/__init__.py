@@ -30,9 +30,9 @@ class PairLogSumExp(NamedTuple):
 
 
 class PairTerms(NamedTuple):
-    """All that a formula may need to know of an anchor, each (*groups, N).
+    """What a formula gets for each anchor, each (*groups, N).
 
-    A formula is any callable from these to losses of the same shape.
+    A formula is any callable from these terms to losses of the same shape.
     """
 
     positive_lse: Tensor  #: log-sum-exp over the positives
@@ -144,7 +144,7 @@ def pair_terms(
     impl: Impl = "auto",
     precision: torch.dtype | None = None,
 ) -> PairTerms:
-    r"""All that a formula needs of each anchor: `pair_logsumexp` and two numbers that need no pairs.
+    r"""What a formula gets for each anchor: the results of `pair_logsumexp`, and two numbers that need no pairs.
 
     .. math::
         \mathrm{positive\_sum}_i = \sum_{j \in P(i)} s_{ij}

@@ -62,7 +62,7 @@ class Diagnostics:
             return "Nothing to learn from: no anchor of this batch counts."
         share = f"{progress:.0%} of the way from chance to the floor"
         if progress < -0.02:
-            return "Not learning yet: worse than chance, as embeddings are that spread without regard to their ids."
+            return "Not learning yet: worse than chance, as randomly spread embeddings are."
         if progress < 0.05:
             return f"Not learning yet: no better than chance ({share})."
         if progress < 0.95:

@@ -37,10 +37,10 @@ def attach_heads(
     selectors: Mapping[str, Selector] | None = None,
     calls: Mapping[str, int] | None = None,
 ) -> TappedModel:
-    """Put a head on each named module, with as many input channels as that module gives.
+    """Put a head on each named module, with as many input channels as that module returns.
 
-    The channels come from one pass over `example` (`trace.record`), which also says on which axis they are: a head is
-    given (B, C, *spatial) where the module returns channels last, or tokens. The network's weights, buffers, modes and
+    One pass over `example` finds the number of channels, and on which axis they are. A head always gets
+    (B, C, *spatial), even if the module returns channels last, or tokens. The network's weights, buffers and modes and
     the random state stay as they are. New heads are moved to the device and the type of their feature.
 
     Args:

@@ -90,9 +90,9 @@ class LocalHead(_TwoLinear):
     r"""One embedding for every `stride`-th point of a feature map: two 1x1 convolutions.
 
     The paper's head of the local stage (section 4.1): "two 1 x 1 convolutional layers", feature maps
-    "downsampled with fixed stride 4". Points are taken first, by `sampling.places`, and then mapped: a 1x1
-    convolution sees one point at a time, so the numbers are the same, for 1/16 of the work at stride 4 in 2-D.
-    (With a `norm` that looks at other points, such as batch normalisation, it sees the points taken.)
+    "downsampled with fixed stride 4". Points are first selected, by `sampling.places`, and then mapped. A 1x1
+    convolution sees one point at a time, so this gives the same numbers, for 1/16 of the work at stride 4 in 2-D.
+    (A `norm` over several points, such as batch normalisation, sees only the selected ones.)
     Both layers have a bias, and nothing lies between them by default.
 
     .. math:: z_p = W_2 \, (W_1 \, x_p + b_1) + b_2
@@ -100,7 +100,7 @@ class LocalHead(_TwoLinear):
     Args:
         in_channels: channels of the feature map.
         out_channels: length of an embedding.
-        stride: every how many elements along each axis a point is taken; 1 takes all.
+        stride: keep every n-th point along each axis; 1 keeps all.
         hidden_channels: channels between the two layers.
         activation: makes the activation between the layers, such as ``nn.ReLU``.
         norm: makes the normalisation after the first layer from `hidden_channels`, such as ``nn.BatchNorm1d``

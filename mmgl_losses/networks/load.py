@@ -44,17 +44,17 @@ class Loaded:
 
 
 def load_matching(net: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
-    """Load the weights that fit by name and shape, and say what was loaded, what was not, and why.
+    """Load the weights that fit by name and shape, and report what was loaded, what was not, and why.
 
-    For a network that was pre-trained with another number of classes, or without its head: the rest of it is loaded,
-    and what does not fit keeps its values. Where every tensor has to fit, use ``net.load_state_dict(weights)``.
+    Use it for weights of a network with another number of classes, or without its last layer. What does not fit keeps
+    its values. If every tensor has to fit, use ``net.load_state_dict(weights)``.
 
     Args:
         net: the network to load into; its values are overwritten in place.
         weights: a state_dict, as ``net.state_dict()`` or ``safetensors.torch.load_file`` give it.
 
     Returns:
-        What was loaded; print it, or check it: ``assert not loaded.not_given``.
+        What was loaded. Print it, or check it with ``assert not loaded.not_given``.
 
     Raises:
         TypeError: `weights` is no mapping from names to tensors.

@@ -17,9 +17,9 @@ class MeanTeacher(AveragedModel):
 
     .. math:: \theta_t \leftarrow m_t \, \theta_t + (1 - m_t) \, \theta, \qquad m_t = \min(m, 1 - 1 / (t + 1))
 
-    with t the number of updates before this one, as Tarvainen and Valpola (2017) code it: the first update copies, and
-    early ones forget fast. Buffers, such as running statistics, are copied. It is PyTorch's `AveragedModel`: the
-    averaged model is ``teacher.module``, and its state is in the state_dict.
+    with t the number of updates before this one, as in the code of Tarvainen and Valpola (2017). So the first update
+    copies the model, and early updates forget fast. Buffers, such as running statistics, are copied. This is
+    PyTorch's `AveragedModel`: the averaged model is ``teacher.module``, and its state is in the state_dict.
 
     Args:
         model: any module, a `TappedModel` with its heads too; copied as it is now. Give the module itself and not its
@@ -124,7 +124,7 @@ def copy_paste(
     ignore_index: int = -1,
     generator: torch.Generator | None = None,
 ) -> Mixed:
-    """Pastes a random box of each image into its partner, both ways, and keeps apart whose labels are whose.
+    """Pastes a random box of each image into its partner, both ways, and keeps the two kinds of labels apart.
 
     Bidirectional copy-paste (Bai et al., CVPR 2023). With `box` true inside of a box, one a pair::
 
@@ -132,7 +132,7 @@ def copy_paste(
         labels = cat([where(box, ignore_index, labels), where(box, labels, ignore_index)])
         other_labels = cat([where(box, other_labels, ignore_index), where(box, ignore_index, other_labels)])
 
-    so every point has the image and the label of one source, and takes part in one of two losses::
+    so every point has the image and the label of the same source, and counts in one of two losses::
 
         loss = dice(levels, mixed.labels) + 0.5 * dice(levels, mixed.other_labels)   # with dice's ignore_index
 
@@ -141,7 +141,7 @@ def copy_paste(
         labels: (B, *spatial).
         others: (B, C, *spatial), labelled by a teacher.
         other_labels: (B, *spatial).
-        side: of the box, as a fraction of that of the image, in [0, 1]; 0 and 1 mix nothing.
+        side: the side of the box, as a fraction of the side of the image, in [0, 1]; 0 and 1 mix nothing.
         ignore_index: what stands for no label in what is returned.
         generator: of the places of the boxes, on the CPU; by default the global one.
 

@@ -28,9 +28,9 @@ from mmgl_losses.networks.trace import network
 class FeatureTaps:
     """The features of named modules in one forward pass of any network, as a context manager.
 
-    Call the network inside the ``with`` block, then `read`. A pass is read once; then the next one can run. The hooks
-    are gone after the block. For training under DDP, ``torch.compile`` or ``torch.export`` use `TappedModel`, which
-    returns the features from its forward pass.
+    Call the network inside the ``with`` block, then call `read`. Each pass can be read once. The hooks are removed
+    after the block. For training under DDP, ``torch.compile`` or ``torch.export`` use `TappedModel`, which returns
+    the features from its forward pass.
 
     Args:
         net: any network that is not compiled yet.
@@ -84,7 +84,7 @@ class FeatureTaps:
                 tap.clear()
 
     def read(self) -> dict[str, Tensor]:
-        """The features of the pass that ran, by name; they are forgotten here."""
+        """The features of the last pass, by name. Each pass can be read once."""
         try:
             return {name: tap.take(self._net, self._paths[name], hung=False) for name, tap in self._taps.items()}
         finally:
@@ -112,11 +112,10 @@ class Tapped(NamedTuple):
 
 
 class TappedModel(nn.Module):
-    """A network and heads on features inside it, as one module: the form for DDP, compile and export.
+    """A network with heads on features inside it, as one module. It works with DDP, ``torch.compile`` and export.
 
-    Its forward pass returns what the network returns and, by name, what the heads make of the features. The network
-    stays the object it was, its state_dict included: ``tapped.net``. Features leave only through the return value;
-    nothing is kept between passes. `attach_heads` makes the heads for you.
+    The forward pass returns the output of the network, and the outputs of the heads by name. ``tapped.net`` is your
+    network, unchanged, with its own state_dict. Nothing is kept between passes. `attach_heads` makes the heads for you.
 
     Args:
         net: any network that is not compiled yet.
@@ -127,8 +126,8 @@ class TappedModel(nn.Module):
         calls: for modules that run more than once in a pass, which call to take, from 0.
 
     Shape:
-        The arguments of `net` -> ``(output of net, {name: head(feature)})``. MONAI's sliding window and evaluators want
-        the output alone: give them the network, ``sliding_window_inference(x, size, 4, tapped.net)``.
+        The arguments of `net` -> ``(output of net, {name: head(feature)})``. MONAI's sliding window and evaluators need
+        a single output. Pass them the network: ``sliding_window_inference(x, size, 4, tapped.net)``.
 
     Raises:
         ValueError: an unknown name, a module in compiled code; in the forward pass: a module that did not run, ran
@@ -200,8 +199,8 @@ class TappedModel(nn.Module):
     def freeze_unused(self, loss: Tensor) -> list[str]:
         """Freeze every parameter that `loss` does not depend on, so that DDP's and FSDP's defaults work.
 
-        DDP expects a gradient for every parameter that requires one; a loss on taps leaves out what lies behind them.
-        Call it on one loss of this model, before wrapping it. It walks the graph of `loss`: no gradient is computed.
+        DDP expects a gradient for every parameter that requires one, but a loss on taps does not reach the layers
+        behind them. Call this once, on a loss of this model, before you wrap it. It computes no gradient.
 
         Args:
             loss: any tensor computed from the output of this model, its graph attached.
@@ -231,7 +230,7 @@ class TappedModel(nn.Module):
         return frozen
 
     def close(self) -> None:
-        """Take the hooks off the network; this model does not work any more."""
+        """Take the hooks off the network. After that, this model no longer works."""
         self._closed = True
         self._hooks.remove()
 

@@ -1,7 +1,7 @@
-"""A conformance kit: what an author runs on a loss, a head or a formula of their own.
+"""A conformance kit: checks for a loss, a head or a formula of your own.
 
-Each check reads out a table of laws that everything in this package keeps. It passes in silence, or raises one
-`ConformanceError` that lists every law that does not hold, in a sentence each. Only torch is needed.
+Each check goes through a table of laws that everything in this package obeys. It returns silently, or raises one
+`ConformanceError` with a sentence for each law that does not hold. It needs only torch.
 """
 
 from mmgl_losses.testing.formulas import check_formula as check_formula

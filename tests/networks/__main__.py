@@ -21,18 +21,25 @@ from tests.networks.zoo import ZOO
 PACKAGES = ("torch", "monai", "dynamic-network-architectures", "transformers", "segmentation-models-pytorch", "timm", "torchvision")  # fmt: skip
 PAGE = """# Networks it was tried on
 
-Written by `make networks`, which runs `python -m tests.networks --write docs/networks.md`: {count} networks with random
-weights, small where their configuration allows it, nothing downloaded. {versions}; Python {python}, {threads} thread of a CPU.
+{count} networks with random weights have been tried, small ones where their configuration allows it. `make networks` runs
+them and writes this page (`python -m tests.networks --write docs/networks.md`). Versions: {versions}; Python {python},
+{threads} thread of a CPU.
 
-On each: `discover_stages` must find the stages that were written down beforehand (`tests/networks/*_networks.py`), and leave
-weights, buffers, modes and the random state as they were, and the type of what the network returns; the calls it prints
-must run as they are; one step of training must work with each of the three losses, with heads on the stages found, and
-move the weights; and the plain `state_dict` must go back into a fresh network, strictly, and give the same output.
+On each network:
 
-A stage is written stride:channels, such as `2x4x4:12`. No decoder means that no layer makes features finer than the
-coarsest ones: such networks interpolate their logits, or have none. *Reported*: the stages that were found are right,
-and the report says which others exist, and why they cannot be tapped as they are. *Calls*: in training, modules run once
-more for another branch, and `calls` says which call the heads take.
+- `discover_stages` must find the stages that were written down beforehand (`tests/networks/*_networks.py`). It must leave
+  weights, buffers, modes, the random state and the type of the output as they were.
+- The calls that it prints must run as they are.
+- One training step must work with each of the three losses, with heads on the stages found, and must change the weights.
+- The plain `state_dict` must load strictly into a fresh network, which must then give the same output.
+
+How to read the table:
+
+- A stage is written as stride:channels, such as `2x4x4:12`.
+- *none* for the decoder: no layer makes features finer than the coarsest ones. Such networks interpolate their logits, or
+  have none.
+- *reported*: the stages found are right. There are others that cannot be tapped as they are, and the report says why.
+- *calls*: in training, modules run once more for another branch. The option `calls` says which call the heads take.
 
 **{passed} of {count} pass.**{failures}
 

@@ -26,13 +26,13 @@ _WEIGHTS = {1: "(1.0,)", 2: "(0.25, 0.75)", 3: "(0.2, 0.2, 0.6)"}
 
 @dataclass(frozen=True)
 class Stages:
-    """The tap points of a network; ``print`` shows them as a table with the calls that attach heads and make the loss.
+    """Where heads can go on a network. ``print`` shows a table, and the calls that attach heads and make the loss.
 
     Attributes:
         encoder: names of modules, shallow to deep, the bottleneck last.
-        decoder: names of modules, coarse to fine; empty where nothing runs at a finer size after the coarsest.
-        rows: what the names stand for, and the modules that make the output (role ``"output"``), which are no stages.
-        untapped: stages that exist and that no name stands for, and why; or for which an earlier module stands.
+        decoder: names of modules, coarse to fine; empty if no module runs at a finer size after the coarsest.
+        rows: channels, size and stride of each stage, and the modules that make the output (role ``"output"``).
+        untapped: stages that cannot be tapped as they are, or are tapped at an earlier module, and why.
     """
 
     encoder: tuple[str, ...]
@@ -82,24 +82,24 @@ class Stages:
 def discover_stages(net: nn.Module, example: object, *, kwargs: Mapping[str, Any] | None = None) -> Stages:
     """Find the modules at the end of each resolution, on the way down and on the way up again.
 
-    One pass over `example` is recorded, as `trace.record` says; the network is left as it was. The stages come from
-    what leads to what in it:
+    It records one pass over `example`, and leaves the network as it was. The stages are found from which operation
+    leads to which:
 
-    - A level is the stride that convolutions, pooling, interpolation, patches and reshapes add up to.
-    - A head is a last layer: there is none between it and the output.
-    - The bottleneck is the coarsest level of the longest way down and up again. The decoder is what descends from it
-      and reaches a head; the encoder is what the decoder joins, or what the next level is made from.
-    - A stage ends where the next level, a skip or a head takes its map. Its name is that of the largest module that
-      returns the map and holds no other stage.
+    - The level of a feature map is its total stride, from convolutions, pooling, interpolation, patches and reshapes.
+    - A head is a last layer, with no other layer between it and the output.
+    - The bottleneck is the coarsest level on the longest way down and up again. The decoder is what comes after it
+      and leads to a head. The encoder is what the decoder joins, or what the next level is computed from.
+    - A stage ends where the next level, a skip connection or a head uses its map. Its name is that of the largest
+      module that returns the map and contains no other stage.
 
-    Every name can be tapped as it is: the module runs once, returns one tensor, and nothing overwrites it. Where a
-    stage cannot be tapped so, the report says why. Maps with channels on the last axis and tokens are found too.
+    Every name can be tapped as it is: the module runs once, returns one tensor, and nothing overwrites it. If a stage
+    cannot be tapped, the report says why. Maps with channels on the last axis, and tokens, are found too.
 
     Args:
         net: any network.
         example: what the network is called with: a tensor, a tuple or list of arguments, or a mapping of named
-            arguments. An image of the size of training is best. Where network and example are on the device
-            ``meta``, nothing is computed.
+            arguments. An image at the size of training is best. On the device ``meta`` nothing is
+            computed.
         kwargs: named arguments beside `example`.
 
     Returns:
