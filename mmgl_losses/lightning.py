@@ -74,6 +74,9 @@ class Pretraining(LightningModule):
         images, *rest = self.prepare(batch)
         _, embeddings = self.model(images)
         value = self.loss(embeddings, *rest)
+        if not isinstance(value, Tensor) or value.ndim:
+            cure = "Make it with `reduction='mean'`."
+            raise TypeError(checks.message("`loss` to return one number", checks.typed(value), cure))
         if self._trainer is not None:
             self.log("loss", value.detach(), prog_bar=True, batch_size=len(images))
         return {"loss": value, "embeddings": {name: x.detach() for name, x in embeddings.items()}, "rest": rest}

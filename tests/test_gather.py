@@ -131,6 +131,26 @@ def check_keys(split):
     torch.testing.assert_close(value / world, expected.detach(), rtol=1e-12, atol=0)
 
 
+def check_each(split):
+    """Without reduction a process has the losses of its own rows, as they are in the whole batch."""
+    rank, rows = dist.get_rank(), sum(split)
+    own = slice(sum(split[:rank]), sum(split[: rank + 1]))
+    ids, y = torch.randint(0, 3, (rows,)), labels(rows, split)
+    for make, levels, rest in (
+        (partial(MultiScaleGlobalContrast, **GLOBAL), embeddings(rows), ids),
+        (partial(MultiScaleLocalSupCon, ignore_index=2, pairs="image", **LOCAL), maps(rows), y),
+        (partial(MultiScaleLocalSupCon, background="key", pairs="batch", **LOCAL), maps(rows), y),
+    ):
+        found = []
+        for gathered, part in ((True, own), (False, slice(None))):
+            leaves = [x[part].clone().requires_grad_() for x in levels]
+            losses = list(make(gather=gathered, reduction="none")(leaves, rest[part]).values())
+            gradients = torch.autograd.grad(sum(x.nansum() for x in losses), leaves, allow_unused=True)
+            found.append((losses, [g for g in gradients if g is not None]))
+        for mine, whole in zip(*(losses + gradients for losses, gradients in found), strict=True):
+            torch.testing.assert_close(mine, whole[own], rtol=1e-12, atol=1e-13, equal_nan=True)
+
+
 def check_trained_temperature(split):
     """A temperature is one parameter in all processes: its gradient is averaged as DDP does it."""
     from mmgl_losses.functional import global_contrast
@@ -168,6 +188,7 @@ def work(rank):
         for name, make, levels, rest, whole in cases(split):
             check(name, make, split, levels, rest, whole)
         check_keys(split)
+        check_each(split)
         check_trained_temperature(split)
         check_primitives(split)
     for number, (name, make, levels, rest, whole) in enumerate(cases(SPLITS[world][1])):

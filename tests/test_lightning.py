@@ -77,6 +77,11 @@ def test_augmentations_and_dictionaries(tmp_path):
 def test_bad_input():
     with pytest.raises(TypeError, match="Expected `model` to be a TappedModel, got UNet. Make one with `attach_heads`"):
         lightning.Pretraining(UNet(1, 2, channels=(4, 8)), MultiScaleLocalSupCon())
+    each = lightning.Pretraining(model(), MultiScaleLocalSupCon(weights=(1.0,), reduction="none"))
+    with pytest.raises(
+        TypeError, match="Expected `loss` to return one number, got .*. Make it with `reduction='mean'`"
+    ):
+        each.training_step(batches()[0], 0)
     with pytest.raises(ValueError, match="Expected `every` to be an integer of at least 1, got 0."):
         lightning.Diagnose(every=0)
     with pytest.raises(ValueError, match="Expected `classes` to be an integer of at least 2, got 1."):

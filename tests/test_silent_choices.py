@@ -12,6 +12,7 @@ from torch import nn
 
 from mmgl_losses import DeepSupervisionDice, MultiScaleGlobalContrast, MultiScaleLocalSupCon
 from mmgl_losses.functional import global_contrast, local_supcon, pair_terms, soft_dice
+from mmgl_losses.losses.points import sampled
 
 X, Y, E = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 16, 16)), torch.randn(4, 5)
 
@@ -156,9 +157,7 @@ def test_foreground_sampling_loses_no_structure_at_a_coarser_level(place):
     rows, columns = (slice(p, p + 3) for p in place)
     labels[0, rows, columns] = 1
     features = torch.arange(1600.0).view(1, 1, 40, 40).expand(1, 2, 40, 40)
-    from mmgl_losses.losses import local_supcon as module
-
-    z, y = module._sampled(features, labels, module.LocalOptions(stride=4, sampling="foreground", background="key"))
+    z, y = sampled(features, labels, stride=4, sampling="foreground", excluded=(0,))
     assert z.shape == (1, 100, 2)
     assert (y == 1).any()
     at = z[0, y[0] == 1, 0].long()

@@ -27,7 +27,11 @@ def calls(tapped: TappedModel, x: Tensor, labels: Tensor) -> None:
     assert_type(embeddings, dict[str, Tensor])
     assert_type(MultiScaleGlobalContrast()(embeddings), Tensor)
     assert_type(MultiScaleLocalSupCon()(embeddings, labels), Tensor)
+    assert_type(MultiScaleGlobalContrast(reduction="none")(embeddings), dict[str | int, Tensor])
+    assert_type(MultiScaleLocalSupCon(stride=4, reduction="none")([x], labels), dict[str | int, Tensor])
+    assert_type(MultiScaleLocalSupCon(reduction="mean")([x], labels), Tensor)
     assert_type(DeepSupervisionDice()([x], labels), Tensor)
+    assert_type(DeepSupervisionDice(reduction="none")([x], labels), dict[str | int, Tensor])
     assert_type(soft_dice(x, labels, reduction="none"), Tensor)
     MultiScaleLocalSupCon()(embeddings)  # pyright: ignore[reportCallIssue]
     MultiScaleGlobalContrast()(embeddings, instance=labels)  # pyright: ignore[reportCallIssue]
@@ -56,6 +60,7 @@ def choices(x: Tensor, ids: Tensor) -> None:
     MultiScaleGlobalContrast(formula="supcon")  # pyright: ignore[reportArgumentType]
     MultiScaleGlobalContrast(impl="cuda")  # pyright: ignore[reportArgumentType]
     MultiScaleLocalSupCon(formula="nt_xent")  # pyright: ignore[reportArgumentType]
+    MultiScaleLocalSupCon(reduction="sum")  # pyright: ignore[reportArgumentType]
     MultiScaleLocalSupCon(pairs="images")  # pyright: ignore[reportArgumentType]
     MultiScaleLocalSupCon(background="none")  # pyright: ignore[reportArgumentType]
     global_contrast(x, formula="ntxent")  # pyright: ignore[reportArgumentType]

@@ -37,7 +37,10 @@ TESTS = (
     "mmgl_losses",
     *(f"tests/test_{name}.py" for name in ("additions", "bad_input", "contrast", "derivatives", "determinism", "dice")),
     *(f"tests/test_{name}.py" for name in ("flow", "functional", "gather", "global_levels", "heads", "known_pairs")),
-    *(f"tests/test_{name}.py" for name in ("laws", "losses", "options", "plugins", "public_face", "safety")),
+    *(
+        f"tests/test_{name}.py"
+        for name in ("laws", "losses", "options", "plugins", "public_face", "reduction", "safety")
+    ),
     *(f"tests/test_{name}.py" for name in ("sampling", "silent_choices", "stages", "taps", "taps_distributed")),
     *(f"tests/test_{name}.py" for name in ("load", "testing", "unet")),
     *(f"tests/ways/test_{name}.py" for name in ("compiled", "compiled_changes", "loops", "precision", "processes")),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
 
 import torch
 from torch import Tensor
@@ -13,8 +13,28 @@ from mmgl_losses.checks import message
 from mmgl_losses.contrast import widened
 from mmgl_losses.distributed import total, world
 from mmgl_losses.losses.diagnostics import Diagnostics, LevelDiagnostics
-from mmgl_losses.losses.levels import Levels, MultiScale, Reduction, Weights, check_labels, settle, vector, weighted_sum
-from mmgl_losses.losses.overlap import Regions, Sums, check_class_weights, check_regions, of_classes, of_regions
+from mmgl_losses.losses.levels import (
+    Levels,
+    MultiScale,
+    Reduced,
+    Reduction,
+    Unreduced,
+    Weights,
+    check_labels,
+    settle,
+    vector,
+    weighted_sum,
+)
+from mmgl_losses.losses.overlap import (
+    Regions,
+    Sums,
+    check_channels,
+    check_class_weights,
+    check_classes,
+    check_regions,
+    of_classes,
+    of_regions,
+)
 from mmgl_losses.sampling import resample
 
 
@@ -31,6 +51,7 @@ class DiceOptions:
     ignore_index: int | None = None
     cross_entropy: float = 0.0
     gather: bool = False
+    reduction: Reduction = "mean"
 
     @property
     def first(self) -> int:
@@ -56,6 +77,10 @@ class DiceOptions:
             if not self.include_background:
                 cure = "No region is the background: leave `include_background` out."
                 raise ValueError(message("include_background=True with `regions`", False, cure))
+        checks.one_of("reduction", self.reduction, get_args(Reduction))
+        for name in ("class_weights", "cross_entropy", "gather"):
+            if self.reduction == "none" and getattr(self, name):
+                raise ValueError(message("a mean of the losses, reduction='mean'", f"reduction='none' with `{name}`"))
 
 
 def soft_dice(
@@ -125,19 +150,12 @@ def soft_dice(
     options = DiceOptions(
         include_background=include_background, regions=regions, class_weights=class_weights, batch=batch,
         squared=squared, smooth=smooth, ignore_index=ignore_index, cross_entropy=cross_entropy, gather=gather,
+        reduction=reduction,
     )  # fmt: skip
-    checks.one_of("reduction", reduction, get_args(Reduction))
-    levels = _checked({"logits": logits}, labels, options)
-    if reduction == "mean":
-        return _loss(*levels[0], options)
-    for name in ("class_weights", "cross_entropy", "gather"):
-        if getattr(options, name):
-            raise ValueError(message("a mean of the losses, reduction='mean'", f"reduction='none' with `{name}`"))
-    losses = _coefficients(_sums(*levels[0], options), options)[0]
-    return losses.squeeze(0) if batch else losses
+    return _losses({"logits": logits}, labels, options)[0]
 
 
-class DeepSupervisionDice(MultiScale):
+class DeepSupervisionDice(MultiScale[Reduced]):
     r"""Soft Dice at several levels of the decoder: stage three of MMGL.
 
     .. math:: L_{seg}^M = \sum_{d \in D} \lambda_{dice}^d L_{dice}^d
@@ -157,6 +175,7 @@ class DeepSupervisionDice(MultiScale):
         ignore_index: points of this label take no part.
         cross_entropy: the share c of cross-entropy, ``(1 - c) · Dice + c · CE`` at each level.
         gather: over all processes, with the exact gradient; see `functional.soft_dice`.
+        reduction: ``"none"`` returns the loss of each class at each level, times the weight of the level.
 
     Raises:
         TypeError, ValueError: a configuration that cannot work.
@@ -183,15 +202,17 @@ class DeepSupervisionDice(MultiScale):
         ignore_index: int | None = None,
         cross_entropy: float = 0.0,
         gather: bool = False,
+        reduction: Reduced = "mean",  # pyright: ignore[reportArgumentType]
     ) -> None:
         options = DiceOptions(
             include_background=include_background, regions=regions, class_weights=class_weights, batch=batch,
             squared=squared, smooth=smooth, ignore_index=ignore_index, cross_entropy=cross_entropy, gather=gather,
+            reduction=reduction,
         )  # fmt: skip
         super().__init__(weights, options)
 
     @override
-    def forward(self, logits: Levels, labels: Tensor) -> Tensor:
+    def forward(self, logits: Levels, labels: Tensor) -> Tensor | Unreduced:
         """The weighted sum over the levels.
 
         Args:
@@ -199,20 +220,30 @@ class DeepSupervisionDice(MultiScale):
             labels: (B, *spatial), integers, usually at the size of the image.
 
         Returns:
-            Scalar.
+            Scalar. With ``reduction="none"`` a dictionary of what `functional.soft_dice` returns, times the weight, by
+            the names of the levels, or by their numbers in a sequence; levels of weight 0 are not in it.
         """
         levels, weights = self.levels("logits", logits)
-        return weighted_sum(torch.stack(_losses(levels, labels, self.options)), weights)
+        losses = _losses(levels, labels, self.options)
+        if self.options.reduction == "none":
+            return self.by_level(logits, [x * weight for x, weight in zip(losses, weights, strict=True)])
+        return weighted_sum(torch.stack(losses), weights)
 
     if TYPE_CHECKING:
 
-        def __call__(self, logits: Levels, labels: Tensor) -> Tensor:
+        @overload
+        def __call__(self: "DeepSupervisionDice[Literal['mean']]", logits: Levels, labels: Tensor) -> Tensor: ...
+
+        @overload
+        def __call__(self: "DeepSupervisionDice[Literal['none']]", logits: Levels, labels: Tensor) -> Unreduced: ...
+
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor | Unreduced:
             """As `forward`."""
             ...
 
     def diagnose(self, logits: Levels, labels: Tensor) -> Diagnostics:
         """Soft Dice of each class at each level, and which classes the batch lacks."""
-        options = replace(self.options, gather=False)
+        options = replace(self.options, gather=False, reduction="mean")
         levels, weights = self.levels("logits", logits)
         with torch.no_grad():
             losses = _losses(levels, labels, options)
@@ -225,8 +256,12 @@ class DeepSupervisionDice(MultiScale):
 
 
 def _losses(levels: dict[str, Tensor], labels: Tensor, options: DiceOptions) -> list[Tensor]:
-    """The loss of each level."""
-    return [_loss(logits, y, options) for logits, y in _checked(levels, labels, options)]
+    """The loss of each level, or without reduction the losses of its classes."""
+    checked = _checked(levels, labels, options)
+    if options.reduction == "mean":
+        return [_loss(logits, y, options) for logits, y in checked]
+    losses = [_coefficients(_sums(logits, y, options), options)[0] for logits, y in checked]
+    return [x.squeeze(0) for x in losses] if options.batch else losses
 
 
 def _checked(levels: dict[str, Tensor], labels: Tensor, options: DiceOptions) -> list[tuple[Tensor, Tensor]]:
@@ -235,8 +270,8 @@ def _checked(levels: dict[str, Tensor], labels: Tensor, options: DiceOptions) ->
     for name, level in levels.items():
         y = check_labels(labels, logits := checks.feature_map(name, level), name)
         if logits.shape[1] not in seen:
-            _check_channels(name, logits.shape[1], options)
-            _check_classes(y, logits.shape[1], options)
+            check_channels(name, logits.shape[1], options.regions, options.class_weights, options.first)
+            check_classes(y, logits.shape[1], options.label_sets or None, options.ignore_index)
             seen.add(logits.shape[1])
         pairs.append((logits, y))
     return pairs
@@ -287,38 +322,6 @@ def _sums(logits: Tensor, labels: Tensor, options: DiceOptions) -> Sums:
     if options.regions is None:
         return of_classes(wide, y, keep, **wanted)
     return of_regions(wide, y, keep, options.label_sets, **wanted)
-
-
-def _check_channels(name: str, channels: int, options: DiceOptions) -> None:
-    """As many channels as the options speak of, of which some count."""
-    if options.regions is not None and channels != len(options.regions):
-        raise ValueError(message(f"`{name}` of {len(options.regions)} channels, one for each of `regions`", channels))
-    if options.regions is None and channels < 2:
-        cure = "For one foreground structure use two channels, background and foreground, or `regions=((1,),)`."
-        raise ValueError(message("logits of at least 2 channels", channels, cure))
-    if options.class_weights is not None:
-        if channels != len(options.class_weights):
-            expected = f"`{name}` of {len(options.class_weights)} channels, one for each of `class_weights`"
-            raise ValueError(message(expected, channels))
-        if not any(options.class_weights[options.first :]):
-            raise ValueError(message("one of `class_weights` above 0 beside the background's", options.class_weights))
-
-
-def _check_classes(labels: Tensor, channels: int, options: DiceOptions) -> None:
-    """Every label is a class or `ignore_index`; the values are read on the CPU only, where that costs no wait."""
-    if not checks.readable(labels):
-        return
-    if options.regions is None:
-        wrong, known = (labels < 0) | (labels >= channels), f"0 ... {channels - 1}"
-    else:  # what is in no region is background, but for what usually marks points without a label
-        unlabelled = not any(255 in region for region in options.label_sets)
-        wrong, known = (labels < 0) | ((labels == 255) & unlabelled), "0 ... 254, or in one of `regions`"
-    if options.ignore_index is not None:
-        wrong &= labels != options.ignore_index
-    if wrong.any():
-        values = labels[wrong].unique()[:5].tolist()
-        cure = "" if options.ignore_index is not None else "Pass `ignore_index` for a label that is to be left out."
-        raise ValueError(message(f"`labels` in {known}", values, cure))
 
 
 def _diagnosed(

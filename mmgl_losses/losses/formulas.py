@@ -108,6 +108,16 @@ def loss_of(
     )
 
 
+def unreduced(problem: Problem, formula: Formula, impl: str, *, weight: float = 1.0) -> Tensor:
+    """The loss of each anchor times a weight, (groups, N): NaN where there is none, because the anchor does not count.
+
+    So that this is all that NaN says, the loss of an anchor that counts is infinite where it would be NaN.
+    """
+    losses, valid = _losses(contrast.terms(problem, impl), formula)
+    losses = weight * losses.masked_fill(losses.isnan(), torch.inf)
+    return losses if valid is None else losses.masked_fill(~valid, torch.nan)
+
+
 def resolve(formula: str | Formula, named: Mapping[str, Formula]) -> Formula:
     """A formula by its name in the table, or a callable as it is."""
     return formula if callable(formula) else named[formula]

@@ -1,30 +1,39 @@
 """The global loss: contrast of whole images."""
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
 from mmgl_losses import checks, contrast, distributed
-from mmgl_losses.checks import message
 from mmgl_losses.contrast import PairTerms
 from mmgl_losses.losses import diagnostics
-from mmgl_losses.losses.formulas import GLOBAL_FORMULAS, Formula, GlobalFormula, check_formula, loss_of, resolve
+from mmgl_losses.losses.formulas import (
+    GLOBAL_FORMULAS,
+    Formula,
+    GlobalFormula,
+    check_formula,
+    loss_of,
+    resolve,
+    unreduced,
+)
 from mmgl_losses.losses.levels import (
     Instances,
     Levels,
     MultiScale,
+    Reduced,
+    Reduction,
+    Unreduced,
     Weights,
-    as_tensor,
     fixed_temperature,
     settle,
+    vector,
     weighted_sum,
 )
+from mmgl_losses.losses.rows import check_rows, ids_of, keys_of, stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,7 @@ class GlobalOptions:
     tolerance: float | None = None
     impl: contrast.Impl = "auto"
     gather: bool = False
+    reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
         settle(self, temperature=contrast.check_temperature(self.temperature))
@@ -44,6 +54,7 @@ class GlobalOptions:
             settle(self, tolerance=checks.number("tolerance", self.tolerance, least=0.0))
         contrast.check_impl(self.impl)
         checks.flag("gather", self.gather)
+        checks.one_of("reduction", self.reduction, get_args(Reduction))
 
 
 def global_contrast(
@@ -57,6 +68,7 @@ def global_contrast(
     tolerance: float | None = None,
     impl: contrast.Impl = "auto",
     gather: bool = False,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Contrast of whole images: augmentations of one image attract, those of other images repel.
 
@@ -86,10 +98,14 @@ def global_contrast(
         gather: compare with the rows of every process, with the exact gradient (see `mmgl_losses.distributed`). Given
             `instances` are then one numbering for all processes; the default takes care of that. `keys` are gathered
             too. Alone in its process group, or without one, a process computes what it would without.
+        reduction: ``"none"`` returns the loss of each row, of which ``"mean"`` is the mean.
 
     Returns:
         Scalar: the mean over the anchors that have a positive (and, where the formula needs one, a negative); a
         zero with a graph where there is none. With `gather`, the mean of it over the processes is that of all anchors.
+
+        With ``reduction="none"`` (A·B,), in the order of the rows: NaN for an anchor that has no such positive or
+        negative, so that `torch.nanmean` is the mean; infinite where a vector that it is compared with is not finite.
 
     Raises:
         TypeError: a tensor of a wrong type.
@@ -100,12 +116,14 @@ def global_contrast(
         >>> round(global_contrast(perfect, temperature=0.07).item(), 5)
         0.0
     """
-    options = GlobalOptions(temperature=temperature, formula=formula, tolerance=tolerance, impl=impl, gather=gather)
+    options = GlobalOptions(
+        temperature=temperature, formula=formula, tolerance=tolerance, impl=impl, gather=gather, reduction=reduction
+    )
     others = None if keys is None else {"keys": keys}
-    return _means({"embeddings": embeddings}, instances, others, key_instances, options).squeeze(0)
+    return _losses({"embeddings": embeddings}, instances, others, key_instances, options).squeeze(0)
 
 
-class MultiScaleGlobalContrast(MultiScale):
+class MultiScaleGlobalContrast(MultiScale[Reduced]):
     r"""Contrast of whole images at several levels of the encoder: stage one of MMGL.
 
     .. math:: L_g^M = \sum_{e \in E} \lambda_g^e L_g^e
@@ -121,6 +139,7 @@ class MultiScaleGlobalContrast(MultiScale):
         tolerance: positives are the rows with ``|instance_i - instance_j| <= tolerance`` (positional contrast).
         impl: of `pair_logsumexp`.
         gather: compare with the rows of every process, with the exact gradient; see `functional.global_contrast`.
+        reduction: ``"none"`` returns the loss of each row at each level, times the weight of the level.
 
     Raises:
         TypeError, ValueError: a configuration that cannot work.
@@ -143,9 +162,12 @@ class MultiScaleGlobalContrast(MultiScale):
         tolerance: float | None = None,
         impl: contrast.Impl = "auto",
         gather: bool = False,
+        reduction: Reduced = "mean",  # pyright: ignore[reportArgumentType]
     ) -> None:
-        temperature = fixed_temperature(temperature)
-        options = GlobalOptions(temperature=temperature, formula=formula, tolerance=tolerance, impl=impl, gather=gather)
+        options = GlobalOptions(
+            temperature=fixed_temperature(temperature), formula=formula, tolerance=tolerance, impl=impl,
+            gather=gather, reduction=reduction,
+        )  # fmt: skip
         super().__init__(weights, options)
 
     @override
@@ -156,7 +178,7 @@ class MultiScaleGlobalContrast(MultiScale):
         *,
         keys: Levels | None = None,
         key_instances: Instances = None,
-    ) -> Tensor:
+    ) -> Tensor | Unreduced:
         """The weighted sum over the levels.
 
         Args:
@@ -166,23 +188,39 @@ class MultiScaleGlobalContrast(MultiScale):
             key_instances: (K,); needed with `keys`.
 
         Returns:
-            Scalar.
+            Scalar. With ``reduction="none"`` a dictionary of what `functional.global_contrast` returns, times the
+            weight, by the names of the levels, or by their numbers in a sequence; levels of weight 0 are not in it.
         """
         levels, weights = self.levels("embeddings", embeddings)
         others = None if keys is None else self.levels("keys", keys)[0]
-        means = _means(levels, instances, others, key_instances, self.options)
-        return weighted_sum(means, weights)
+        losses = _losses(levels, instances, others, key_instances, self.options)
+        if self.options.reduction == "none":
+            return self.by_level(embeddings, losses * vector(weights, losses)[:, None])
+        return weighted_sum(losses, weights)
 
     if TYPE_CHECKING:
 
+        @overload
         def __call__(
-            self,
+            self: "MultiScaleGlobalContrast[Literal['mean']]",
             embeddings: Levels,
             instances: Instances = None,
             *,
             keys: Levels | None = None,
             key_instances: Instances = None,
-        ) -> Tensor:
+        ) -> Tensor: ...
+
+        @overload
+        def __call__(
+            self: "MultiScaleGlobalContrast[Literal['none']]",
+            embeddings: Levels,
+            instances: Instances = None,
+            *,
+            keys: Levels | None = None,
+            key_instances: Instances = None,
+        ) -> Unreduced: ...
+
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor | Unreduced:
             """As `forward`."""
             ...
 
@@ -204,16 +242,18 @@ class MultiScaleGlobalContrast(MultiScale):
             return diagnostics.contrast(levels, weights, seen, options, GLOBAL_FORMULAS)
 
 
-def _means(
+def _losses(
     levels: Mapping[str, Tensor],
     instances: Instances,
     keys: Mapping[str, Tensor] | None,
     key_instances: Instances,
     options: GlobalOptions,
 ) -> Tensor:
-    """The mean over the anchors of each of L levels, (L,)."""
+    """The mean over the anchors of each of L levels, (L,), or without reduction the loss of each, (L, A·B)."""
     problem = _problem(levels, instances, keys, key_instances, options)
     formula = resolve(options.formula, GLOBAL_FORMULAS)
+    if options.reduction == "none":
+        return unreduced(problem, formula, options.impl)
     return loss_of(problem, formula, options.impl, gather=options.gather, average=False)
 
 
@@ -225,15 +265,16 @@ def _problem(
     options: GlobalOptions,
 ) -> contrast.Problem:
     """The contrast of the embeddings (L, A·B) of L levels, which are the groups of one problem."""
-    embeddings = _checked(levels)
-    x = _stacked(embeddings)
+    embeddings = check_rows(levels)
+    x = stacked(embeddings)
     others = keys is not None or key_instances is not None
     everywhere = options.gather and distributed.world() > 1
     # An engine may take half precision as it is; keys of another type, or of other processes, meet float32.
-    z, ids = contrast.widened(x) if others or everywhere else x, _ids(instances, keys, x, options)
+    z = contrast.widened(x) if others or everywhere else x
+    ids = ids_of(instances, keys, x, tolerance=options.tolerance, everywhere=options.gather)
     k = key_ids = self_index = None
     if others:
-        k, key_ids = _others(keys, key_instances, embeddings, options.tolerance)
+        k, key_ids = keys_of(keys, key_instances, embeddings, options.tolerance)
         k = k.to(z.dtype)
     if everywhere:
         if k is None or key_ids is None:
@@ -252,87 +293,3 @@ def _problem(
         precision=x.dtype,
         unit=True,
     )
-
-
-def _checked(levels: Mapping[str, Tensor]) -> list[Tensor]:
-    """Embeddings (A·B, D) of each level, with as many rows at each."""
-    found = []
-    for name, level in levels.items():
-        checked = checks.floating(name, level)
-        if checked.ndim != 2:
-            cure = "Pool the spatial axes first, as `GlobalHead` does." if checked.ndim > 2 else ""
-            raise ValueError(message(f"`{name}` of shape (A*B, D)", checks.shape(checked), cure))
-        if not checked.shape[1]:
-            raise ValueError(message(f"`{name}` of at least one number each", f"shape {checks.shape(checked)}"))
-        checks.same_device(name, checked, next(iter(levels)), found[0] if found else checked)
-        found.append(checked)
-    rows = [len(level) for level in found]
-    if any(number != rows[0] for number in rows):
-        raise ValueError(message("as many rows at each level of `embeddings`", rows))
-    return found
-
-
-def _stacked(levels: Sequence[Tensor]) -> Tensor:
-    """Levels (rows, D) as one (L, rows, D): zeros behind shorter vectors change no product."""
-    if len(levels) == 1:
-        return levels[0].unsqueeze(0)
-    width = max(level.shape[1] for level in levels)
-    return torch.stack([F.pad(x, (0, width - x.shape[1])) if x.shape[1] != width else x for x in levels])
-
-
-def _ids(instances: object, keys: object, x: Tensor, options: GlobalOptions) -> Tensor:
-    """Which image each row of x (L, A·B, D) is of, (L, A·B): as given, or two halves."""
-    rows = x.shape[1]
-    if instances is not None:
-        given = as_tensor("instances", instances, x)
-        checks.of_shape("instances", given, (rows,))
-        checks.same_device("instances", given, "embeddings", x)
-        contrast.check_ids("instances", given, options.tolerance)
-        return given.expand(len(x), -1)
-    if keys is not None:
-        raise ValueError(message("`instances` beside `keys`", "None", "Say which rows and which keys are one image."))
-    if rows % 2:
-        cure = "Stack two augmentations, `torch.cat([first, second])`, or give `instances`."
-        raise ValueError(message("an even number of rows in `embeddings`", rows, cure))
-    if options.tolerance is not None:
-        cure = "Say where each row is, as by the number of its slice: neighbours in the batch are not neighbours."
-        raise ValueError(message("`instances` beside `tolerance`", "None", cure))
-    half = rows // 2
-    numbers = distributed.own_numbers(half, x.device) if options.gather else torch.arange(half, device=x.device)
-    return torch.cat([numbers, numbers]).expand(len(x), -1)
-
-
-def _others(
-    keys: Mapping[str, Tensor] | None, key_instances: object, x: Sequence[Tensor], tolerance: float | None
-) -> tuple[Tensor, Tensor]:
-    """Keys (L, K, D) for embeddings of L levels, and their instances (L, K)."""
-    if keys is None or key_instances is None:
-        given = "keys" if keys is not None else "key_instances"
-        raise ValueError(message("`keys` and `key_instances` together", f"`{given}` alone"))
-    found = []
-    for (name, level), embeddings in zip(keys.items(), x, strict=True):
-        checked = checks.floating(name, level)
-        if checked.ndim != 2 or checked.shape[1] != embeddings.shape[1]:
-            raise ValueError(message(f"`{name}` of shape (K, {embeddings.shape[1]})", checks.shape(checked)))
-        checks.same_device(name, checked, "embeddings", embeddings)
-        found.append(checked)
-    ids = as_tensor("key_instances", key_instances, x[0])
-    for level in found:
-        checks.of_shape("key_instances", ids, level.shape[:1])
-    checks.same_device("key_instances", ids, "embeddings", x[0])
-    contrast.check_ids("key_instances", ids, tolerance)
-    _warn_of_itself(found[0], x[0])
-    return _stacked(found), ids.expand(len(found), -1)
-
-
-def _warn_of_itself(keys: Tensor, embeddings: Tensor) -> None:
-    """Keys that hold the embeddings themselves: each would be its own positive, as near as can be."""
-    if not (checks.readable(keys) and checks.readable(embeddings)):
-        return
-    candidates = torch.isin(embeddings[:, 0], keys[:, 0]).nonzero().squeeze(1)[:8]
-    if any((keys == row).all(1).any() for row in embeddings[candidates]):
-        warnings.warn(
-            "`keys` hold rows of `embeddings` themselves, and each is its own positive. Add a batch to the queue after "
-            "its loss, or use `pair_terms` with `self_index`.",
-            stacklevel=2,
-        )

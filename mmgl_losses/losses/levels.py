@@ -1,13 +1,15 @@
 """What the losses share: levels, how weights meet them, and labels for them."""
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise, permutations
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from mmgl_losses import checks
 from mmgl_losses.checks import message, typed
@@ -24,10 +26,13 @@ class Array(Protocol):
 Levels: TypeAlias = Sequence[Tensor] | Mapping[str, Tensor]
 Weights: TypeAlias = Sequence[float] | Mapping[str, float]
 Instances: TypeAlias = Tensor | Array | Sequence[float] | None
+Unreduced: TypeAlias = dict[str | int, Tensor]  # by the names of the levels, or their numbers in a sequence
 Reduction = Literal["mean", "none"]
+# What a call returns is known from what the loss was made with.
+Reduced = TypeVar("Reduced", bound=Reduction, default=Literal["mean"])
 
 
-class MultiScale(nn.Module):
+class MultiScale(nn.Module, Generic[Reduced]):
     """A loss over several levels: weights, and options that are checked. It has no parameters and no buffers."""
 
     spatial: ClassVar[bool] = True  #: levels have sizes, which show whether they are in order
@@ -42,11 +47,16 @@ class MultiScale(nn.Module):
 
         A level of weight 0 is not looked at, so nothing in it can leak.
         """
-        paired = _paired(name, values, self.weights)
+        paired = [(f"{name}[{key!r}]", level, weight) for key, level, weight in _paired(name, values, self.weights)]
         if self.spatial and not isinstance(self.weights, Mapping):
             _check_order(name, [checks.feature_map(key, level).shape[2:] for key, level, _ in paired])
         counting = [(key, level, weight) for key, level, weight in paired if weight]
         return {key: level for key, level, _ in counting}, [weight for *_, weight in counting]
+
+    def by_level(self, values: Levels, losses: Iterable[Tensor]) -> Unreduced:
+        """Losses of the levels that count, under the keys that these have in `values`."""
+        keys = [key for key, _, weight in _paired("", values, self.weights) if weight]
+        return dict(zip(keys, losses, strict=True))
 
     def extra_repr(self) -> str:
         """The configuration, as it was given."""
@@ -208,6 +218,20 @@ def _check_axes(labels: Tensor, features: Tensor, name: str) -> None:
         raise ValueError(message(expected, checks.shape(labels), "Are its axes in another order?"))
 
 
+def warn_of_unlabelled(labels: Tensor) -> None:
+    """Labels that usually mean "no label", where nothing says so: their points would be one more class."""
+    if not checks.readable(labels):
+        return
+    least, most = (int(x) for x in labels.aminmax())
+    if least < 0 or most == 255:
+        value = least if least < 0 else most
+        warnings.warn(
+            f"`labels` hold {value}, which usually marks points without a label, and here is one more class. If it is "
+            f"none, pass `ignore_index={value}`.",
+            stacklevel=2,
+        )
+
+
 def check_weights(weights: object) -> tuple[float, ...] | dict[str, float]:
     """A non-empty sequence, or mapping, of finite weights of at least 0, not all 0."""
     expected = "`weights` to be a non-empty sequence or mapping of numbers, one per level"
@@ -233,8 +257,8 @@ def above_zero(name: str, values: Mapping[Any, object], given: object) -> dict[A
     return checked
 
 
-def _paired(name: str, values: object, weights: Weights) -> list[tuple[str, Any, float]]:
-    """Every level with its weight, as (name for messages, level, weight).
+def _paired(name: str, values: object, weights: Weights) -> list[tuple[str | int, Any, float]]:
+    """Every level with its weight, as (its name or its number in a sequence, level, weight).
 
     `values` is a sequence or a mapping; a mapping of weights needs a mapping of levels with the same keys.
     """
@@ -249,7 +273,7 @@ def _paired(name: str, values: object, weights: Weights) -> list[tuple[str, Any,
         if not isinstance(values, Mapping) or set(values) != set(weights):
             got = list(values) if isinstance(values, Mapping) else type(values).__name__
             raise ValueError(message(f"`{name}` to be a mapping with the keys of `weights`, {sorted(weights)}", got))
-        return [(f"{name}[{key!r}]", values[key], weights[key]) for key in weights]
+        return [(key, values[key], weights[key]) for key in weights]
     if not isinstance(values, (Mapping, Sequence)):
         expected = f"`{name}` to be a sequence or mapping of tensors, one per level"
         cure = "Take the tensors out of it, such as `[output.logits]`." if hasattr(values, "logits") else ""
@@ -261,7 +285,7 @@ def _paired(name: str, values: object, weights: Weights) -> list[tuple[str, Any,
         if isinstance(values, Mapping):
             cure = f"Give as many weights as levels, or take the levels out of {', '.join(map(repr, values))}."
         raise ValueError(message(expected, len(items), cure))
-    return [(f"{name}[{key!r}]", value, weight) for (key, value), weight in zip(items, weights, strict=True)]
+    return [(key, value, weight) for (key, value), weight in zip(items, weights, strict=True)]
 
 
 def _check_order(name: str, sizes: Sequence[Sequence[int]]) -> None:

@@ -1,30 +1,40 @@
 """The local loss: supervised contrast of points."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
 from mmgl_losses import checks, contrast, distributed
 from mmgl_losses.checks import message
 from mmgl_losses.losses import diagnostics
-from mmgl_losses.losses.formulas import LOCAL_FORMULAS, Formula, LocalFormula, check_formula, loss_of, resolve
+from mmgl_losses.losses.formulas import (
+    LOCAL_FORMULAS,
+    Formula,
+    LocalFormula,
+    check_formula,
+    loss_of,
+    resolve,
+    unreduced,
+)
 from mmgl_losses.losses.levels import (
     Instances,
     Levels,
     MultiScale,
+    Reduced,
+    Reduction,
+    Unreduced,
     Weights,
     check_labels,
     fixed_temperature,
-    rows_of_images,
     settle,
+    warn_of_unlabelled,
 )
-from mmgl_losses.sampling import foreground_places, points, resample, strided
+from mmgl_losses.losses.points import compared, in_order, masks, sampled
+from mmgl_losses.sampling import strided
 
 Pairs = Literal["image", "augmentations", "batch"]
 Background = Literal["anchor", "key", "ignore"]
@@ -45,6 +55,7 @@ class LocalOptions:
     sampling: Sampling = "grid"
     impl: contrast.Impl = "auto"
     gather: bool = False
+    reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
         settle(self, temperature=contrast.check_temperature(self.temperature))
@@ -58,6 +69,7 @@ class LocalOptions:
         checks.one_of("sampling", self.sampling, get_args(Sampling))
         contrast.check_impl(self.impl)
         checks.flag("gather", self.gather)
+        checks.one_of("reduction", self.reduction, get_args(Reduction))
         if self.background_index > 0 and self.background == "anchor" and self.sampling == "grid":
             cure = (
                 "Points of the background count as any other there. Say background='key' or 'ignore', or leave it out."
@@ -81,6 +93,7 @@ def local_supcon(
     sampling: Sampling = "grid",
     impl: contrast.Impl = "auto",
     gather: bool = False,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Supervised contrast of points: points of one label attract, points of other labels repel.
 
@@ -120,10 +133,18 @@ def local_supcon(
         gather: over all processes, with the exact gradient (see `mmgl_losses.distributed`): with ``pairs="batch"``
             points are compared with those of every process; otherwise no point travels, and the mean over images is
             that over the images of all processes (augmentations of one image belong on one process).
+        reduction: ``"none"`` returns the loss of each point, of which ``"mean"`` is the mean.
 
     Returns:
         Scalar; a zero with a graph where no point has a positive. With `gather`, the mean of it over the processes is
         the loss of all of them.
+
+        With ``reduction="none"`` a map (B, *ceil(spatial / stride)) of the points of this process: NaN for a point
+        that is no anchor or has no positive (or, where the formula needs one, no negative); infinite where a vector
+        that it is compared with is not finite. ``losses.flatten(1).nanmean(1).nanmean()`` is the mean for
+        ``pairs="image"``, and ``losses.nanmean()`` for ``"batch"``. The labels of the points are
+        ``resample(labels, losses.shape[1:])`` of `mmgl_losses.sampling`; with ``sampling="foreground"`` a point
+        stands for its cell, and is where `foreground_places` finds the rarest label.
 
     Raises:
         TypeError: labels that are not integers, features that are not floating point.
@@ -138,12 +159,14 @@ def local_supcon(
     options = LocalOptions(
         temperature=temperature, formula=formula, pairs=pairs, background=background,
         background_index=background_index, ignore_index=ignore_index, stride=stride, sampling=sampling,
-        impl=impl, gather=gather,
+        impl=impl, gather=gather, reduction=reduction,
     )  # fmt: skip
+    if reduction == "none":
+        return _maps({"features": features}, [1.0], labels, instances, options)[0]
     return _loss({"features": features}, [1.0], labels, instances, options)
 
 
-class MultiScaleLocalSupCon(MultiScale):
+class MultiScaleLocalSupCon(MultiScale[Reduced]):
     r"""Supervised contrast of points at several levels of the decoder: stage two of MMGL.
 
     .. math:: L_l^M = \sum_{d \in D} \lambda_l^d L_l^d
@@ -163,6 +186,7 @@ class MultiScaleLocalSupCon(MultiScale):
         sampling: ``"grid"``, or ``"foreground"``: the rarest label of each cell, so that small structures stay.
         impl: of `pair_logsumexp`.
         gather: over all processes, with the exact gradient; see `functional.local_supcon`.
+        reduction: ``"none"`` returns the loss of each point at each level, times the weight of the level.
 
     Raises:
         TypeError, ValueError: a configuration that cannot work.
@@ -190,17 +214,17 @@ class MultiScaleLocalSupCon(MultiScale):
         sampling: Sampling = "grid",
         impl: contrast.Impl = "auto",
         gather: bool = False,
+        reduction: Reduced = "mean",  # pyright: ignore[reportArgumentType]
     ) -> None:
-        temperature = fixed_temperature(temperature)
         options = LocalOptions(
-            temperature=temperature, formula=formula, pairs=pairs, background=background,
+            temperature=fixed_temperature(temperature), formula=formula, pairs=pairs, background=background,
             background_index=background_index, ignore_index=ignore_index, stride=stride, sampling=sampling,
-            impl=impl, gather=gather,
+            impl=impl, gather=gather, reduction=reduction,
         )  # fmt: skip
         super().__init__(weights, options)
 
     @override
-    def forward(self, features: Levels, labels: Tensor, instances: Instances = None) -> Tensor:
+    def forward(self, features: Levels, labels: Tensor, instances: Instances = None) -> Tensor | Unreduced:
         """The weighted sum over the levels.
 
         Args:
@@ -209,14 +233,33 @@ class MultiScaleLocalSupCon(MultiScale):
             instances: (B,), for ``pairs="augmentations"``: which rows are one image. Default: two halves.
 
         Returns:
-            Scalar.
+            Scalar. With ``reduction="none"`` a dictionary of the maps of `functional.local_supcon`, times the weight,
+            by the names of the levels, or by their numbers in a sequence; levels of weight 0 are not in it.
         """
         levels, weights = self.levels("features", features)
+        if self.options.reduction == "none":
+            return self.by_level(features, _maps(levels, weights, labels, instances, self.options))
         return _loss(levels, weights, labels, instances, self.options)
 
     if TYPE_CHECKING:
 
-        def __call__(self, features: Levels, labels: Tensor, instances: Instances = None) -> Tensor:
+        @overload
+        def __call__(
+            self: "MultiScaleLocalSupCon[Literal['mean']]",
+            features: Levels,
+            labels: Tensor,
+            instances: Instances = None,
+        ) -> Tensor: ...
+
+        @overload
+        def __call__(
+            self: "MultiScaleLocalSupCon[Literal['none']]",
+            features: Levels,
+            labels: Tensor,
+            instances: Instances = None,
+        ) -> Unreduced: ...
+
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor | Unreduced:
             """As `forward`."""
             ...
 
@@ -242,6 +285,19 @@ def _loss(
     return sum(losses[1:], losses[0])
 
 
+def _maps(
+    levels: Mapping[str, Tensor], weights: Sequence[float], labels: Tensor, instances: Instances, options: LocalOptions
+) -> list[Tensor]:
+    """The weighted losses of the points of each level, (B, *spatial), in the order of the batch."""
+    formula, found = resolve(options.formula, LOCAL_FORMULAS), []
+    problems = _problems(levels, labels, instances, options)
+    for features, weight, (problem, _) in zip(levels.values(), weights, problems, strict=True):
+        losses = unreduced(problem, formula, options.impl, weight=weight)
+        losses = in_order(losses, len(features), options.pairs, instances)
+        found.append(losses.reshape(len(features), *(strided(n, options.stride) for n in features.shape[2:])))
+    return found
+
+
 def _problems(
     levels: Mapping[str, Tensor], labels: Tensor, instances: Instances, options: LocalOptions
 ) -> Iterator[tuple[contrast.Problem, Tensor]]:
@@ -252,8 +308,8 @@ def _problems(
     for i, (name, level) in enumerate(levels.items()):
         features = checks.feature_map(name, level)
         whole = check_labels(labels, features, name)
-        if i == 0:  # what the labels hold is the same for all levels
-            _warn_of_unlabelled(whole, options)
+        if i == 0 and options.ignore_index is None:  # what the labels hold is the same for all levels
+            warn_of_unlabelled(whole)
         yield _problem(features, whole, instances, options)
 
 
@@ -261,14 +317,15 @@ def _problem(
     features: Tensor, labels: Tensor, instances: Instances, options: LocalOptions
 ) -> tuple[contrast.Problem, Tensor]:
     """The contrast of one level, and the labels of its points."""
-    z, y = _sampled(features, labels, options)
-    if options.pairs == "batch":
-        z, y = rearrange(z, "b n d -> 1 (b n) d"), rearrange(y, "b n -> 1 (b n)")
-    elif options.pairs == "augmentations":
-        rows = rows_of_images(instances, len(z))
-        order = torch.tensor(rows, dtype=torch.int64, device=z.device).view(len(rows), len(z) // max(len(rows), 1))
-        z, y = rearrange(z[order], "i a n d -> i (a n) d"), rearrange(y[order], "i a n -> i (a n)")
-    anchor_mask, key_mask = _masks(y, options)
+    excluded = [i for i in (options.ignore_index, options.background_index) if i is not None]
+    z, y = sampled(features, labels, stride=options.stride, sampling=options.sampling, excluded=excluded)
+    z, y = compared(z, y, options.pairs, instances)
+    anchor_mask, key_mask = masks(
+        y,
+        background=options.background,
+        background_index=options.background_index,
+        ignore_index=options.ignore_index,
+    )
     # Rows are selected before anything is computed from them: points that take no part may hold NaN.
     z = contrast.select(z, key_mask)
     keys = key_ids = self_index = None
@@ -290,44 +347,3 @@ def _problem(
         unit=True,
     )
     return problem, y
-
-
-def _sampled(features: Tensor, labels: Tensor, options: LocalOptions) -> tuple[Tensor, Tensor]:
-    """Every `stride`-th point (B, n, D) and the label (B, n) at its place."""
-    spatial = features.shape[2:]
-    size = [strided(n, options.stride) for n in spatial]
-    if options.sampling == "grid":
-        return points(resample(features, size)), resample(labels, size).flatten(1)
-    # Chosen among all labels there are: a structure between the points of the features would be lost before.
-    labels = resample(labels, [max(full, n) for full, n in zip(labels.shape[1:], spatial, strict=True)])
-    excluded = [i for i in (options.ignore_index, options.background_index) if i is not None]
-    chosen = foreground_places(labels, size, excluded)
-    y, place, rest = labels.flatten(1).gather(1, chosen), torch.zeros_like(chosen), chosen
-    step = 1
-    for full, n in reversed([*zip(labels.shape[1:], spatial, strict=True)]):  # the point that holds each chosen label
-        place, rest, step = place + rest % full * n // full * step, rest // full, step * n
-    return points(features).gather(1, place[..., None].expand(-1, -1, features.shape[1])), y
-
-
-def _warn_of_unlabelled(labels: Tensor, options: LocalOptions) -> None:
-    """Labels that usually mean "no label", where nothing says so: their points would be one more class."""
-    if options.ignore_index is not None or not checks.readable(labels):
-        return
-    least, most = (int(x) for x in labels.aminmax())
-    if least < 0 or most == 255:
-        value = least if least < 0 else most
-        warnings.warn(
-            f"`labels` hold {value}, which usually marks points without a label, and here is one more class. If it is "
-            f"none, pass `ignore_index={value}`.",
-            stacklevel=2,
-        )
-
-
-def _masks(y: Tensor, options: LocalOptions) -> tuple[Tensor | None, Tensor | None]:
-    """Which points of labels y are anchors and which are keys; None: all. Every anchor is a key."""
-    part = None if options.ignore_index is None else y != options.ignore_index
-    if options.background == "anchor":
-        return part, part
-    foreground = y != options.background_index
-    anchors = foreground if part is None else foreground & part
-    return anchors, part if options.background == "key" else anchors

@@ -25,6 +25,42 @@ class Sums(NamedTuple):
     points: Tensor | None  #: scalar: sum of w
 
 
+def check_channels(
+    name: str, channels: int, regions: Sequence[object] | None, class_weights: Sequence[float] | None, first: int
+) -> None:
+    """As many channels as the options speak of, of which some count."""
+    if regions is not None and channels != len(regions):
+        raise ValueError(message(f"`{name}` of {len(regions)} channels, one for each of `regions`", channels))
+    if regions is None and channels < 2:
+        cure = "For one foreground structure use two channels, background and foreground, or `regions=((1,),)`."
+        raise ValueError(message("logits of at least 2 channels", channels, cure))
+    if class_weights is not None:
+        if channels != len(class_weights):
+            expected = f"`{name}` of {len(class_weights)} channels, one for each of `class_weights`"
+            raise ValueError(message(expected, channels))
+        if not any(class_weights[first:]):
+            raise ValueError(message("one of `class_weights` above 0 beside the background's", class_weights))
+
+
+def check_classes(
+    labels: Tensor, channels: int, regions: tuple[tuple[int, ...], ...] | None, ignore_index: int | None
+) -> None:
+    """Every label is a class or `ignore_index`; the values are read on the CPU only, where that costs no wait."""
+    if not checks.readable(labels):
+        return
+    if regions is None:
+        wrong, known = (labels < 0) | (labels >= channels), f"0 ... {channels - 1}"
+    else:  # what is in no region is background, but for what usually marks points without a label
+        unlabelled = not any(255 in region for region in regions)
+        wrong, known = (labels < 0) | ((labels == 255) & unlabelled), "0 ... 254, or in one of `regions`"
+    if ignore_index is not None:
+        wrong &= labels != ignore_index
+    if wrong.any():
+        values = labels[wrong].unique()[:5].tolist()
+        cure = "" if ignore_index is not None else "Pass `ignore_index` for a label that is to be left out."
+        raise ValueError(message(f"`labels` in {known}", values, cure))
+
+
 def of_classes(
     logits: Tensor, y: Tensor, keep: Tensor | None, *, squared: bool, entropy: bool, weights: Tensor | None
 ) -> Sums:
