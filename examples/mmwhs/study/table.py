@@ -22,9 +22,10 @@ from examples.mmwhs.study import results
 from examples.mmwhs.study.plan import Folders, Job, Task, tasks
 from examples.mmwhs.study.probe import probe_weights
 from examples.mmwhs.train import check
-from examples.mmwhs.train.fit import Watch, curves, in_words
-from examples.mmwhs.train.run import conclude, described_stage, logged, silent, train
+from examples.mmwhs.train.fit import curves
+from examples.mmwhs.train.run import conclude, described_stage, logged, silent, train, watch_of
 from examples.mmwhs.train.setup import FORMAT, Setup
+from examples.mmwhs.train.watch import in_words
 
 Say = Callable[[str], None]
 DEAD = "its process was killed, perhaps for lack of memory"
@@ -174,8 +175,7 @@ def _train(task: Task, folders: Folders, slot: int) -> str:
         settings = replace(settings, compute=replace(settings.compute, devices=f"{slot % devices},"))
     stage = settings.method.stages[number]
     setup, said = Setup.of(settings, folders.out / "cache"), logged(silent, folders.out / "log.txt")
-    names = setup.dataset.description.classes
-    watch = Watch(task.text, settings.schedule(stage).steps, say=said, structures=names)
+    watch = watch_of(setup, number, folders.stage(keys[number - 1]), name=task.text, say=said)
     train(setup, number, before, folder, watch=watch)
     for name in ("last.ckpt", "best.ckpt"):  # of no use after the end, and large
         (folder / name).unlink(missing_ok=True)
