@@ -98,7 +98,7 @@ def test_arms_of_the_mouse_differ_in_planes_or_self_training_alone() -> None:
         for name, arm in arms.items()
     }
     assert len(set(steps.values()) - {steps["random_ds"]}) == 1  # all that is before or longer is as long
-    small = methods.load_all([SMALL])
+    small = methods.load_all([SMALL], ["stages.finetune.loss.options.class_weights=[0.2" + 20 * ", 1" + "]"])
     assert arms["random_ds"] == small["random_ds"]
     assert arms["mmgl_planes"].stages == small["mmgl"].stages
     one, three = arms["mmgl_plane"].stages, arms["mmgl_planes"].stages
@@ -107,9 +107,13 @@ def test_arms_of_the_mouse_differ_in_planes_or_self_training_alone() -> None:
     supervised, finetune = arms["supervised_planes"].stages
     assert [finetune] == arms["random_ds"].stages
     assert supervised == replace(finetune, name="supervised", schedule="supervised", planes="all")
-    teaching = methods.load_all([HERE / "selftrain.yaml"])["random_ds_selftrain"].stages[-1]
+    teaching = methods.load_all([HERE / "selftrain.yaml"])["random_ds_selftrain"].stages[-1].teaching
     for name in ("random_ds", "mmgl_planes", "supervised_planes"):
-        assert arms[f"{name}_selftrain"].stages == [*arms[name].stages, teaching]
+        *before, last = arms[f"{name}_selftrain"].stages
+        assert before == arms[name].stages
+        options = {**before[-1].loss.options, "ignore_index": -1}
+        loss = config.Part("DeepSupervisionDice", options)
+        assert last == replace(before[-1], name="selftrain", kind="selftrain", loss=loss, teaching=teaching)
 
 
 def test_larger_slices_have_the_methods_of_the_smaller_ones() -> None:
