@@ -102,6 +102,7 @@ def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Map
     folders = folders_of(setup, out)
     facts: dict[str, Any] = {}
     weights: dict[str, Any] | None = None
+    before: Path | None = None
     for number, (stage, (key, folder)) in enumerate(zip(stages, folders.items(), strict=True)):
         if key in shared and not folder.exists():
             if is_first():
@@ -111,10 +112,10 @@ def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Map
                 time.sleep(0.1)
         if not (folder / "done.json").is_file():
             name = f"{settings.method.title}, {stage.name}"
-            watch = watch_of(setup, number, list(folders.values())[number - 1], name=name, say=say, console=console)
+            watch = watch_of(setup, number, before, name=name, say=say, console=console)
             train(setup, number, weights, folder, watch=watch)
         facts[stage.name] = files.read_json(folder / "done.json")
-        weights = files.load(folder / "weights.pt")
+        weights, before = files.load(folder / "weights.pt"), folder
         if is_first():
             say(f"{settings.method.title}: {described_stage(stage.name, facts[stage.name], setup.store.unit)}")
     if not is_first():
@@ -126,19 +127,21 @@ def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Map
     return files.read_json(out / "metrics.json")
 
 
-def watch_of(setup: Setup, number: int, before: Path, *, name: str, say: Say, console: Console | None = None) -> Watch:
+def watch_of(
+    setup: Setup, number: int, before: Path | None, *, name: str, say: Say, console: Console | None = None
+) -> Watch:
     """What watches a stage.
 
     Args:
         setup: What the run stands on.
         number: Of the stage, from 0.
-        before: The folder of the stage before it; the first stage looks into none.
+        before: The folder of the stage before it, whose validation says what this one begins with.
         name: Of the stage, in words.
         say: Takes lines.
         console: Where to draw a bar.
     """
     stage, structures = setup.settings.method.stages[number], setup.dataset.description.structures
-    began = dice_left(before, structures) if number and stage.inherits is None else {}
+    began = dice_left(before, structures) if before is not None and stage.inherits is None else {}
     steps = setup.settings.schedule(stage).steps
     return Watch(name, steps, say=say, console=console, structures=structures, began=began)
 
