@@ -90,6 +90,45 @@ def test_every_method_has_the_same_trials() -> None:
             assert trials[f"{name}{kind}"].stages == [*before, replace(last, **change)]
 
 
+def test_arms_of_the_mouse_differ_in_planes_or_self_training_alone() -> None:
+    arms = methods.load_all([HERE.parent / "mouse" / "planes.yaml"])
+    scale = methods.load(config.Scale, HERE.parent / "mouse" / "scale.yaml")
+    steps = {
+        name: sum(scale.schedules[stage.schedule or stage.kind].steps for stage in arm.stages if not stage.teaching)
+        for name, arm in arms.items()
+    }
+    assert len(set(steps.values()) - {steps["random_ds"]}) == 1  # all that is before or longer is as long
+    small = methods.load_all([SMALL], ["stages.finetune.loss.options.class_weights=[0.2" + 20 * ", 1" + "]"])
+    assert arms["random_ds"] == small["random_ds"]
+    assert arms["mmgl_planes"].stages == small["mmgl"].stages
+    one, three = arms["mmgl_plane"].stages, arms["mmgl_planes"].stages
+    assert [replace(stage, planes="all") for stage in one[:2]] == three[:2]
+    assert {stage.planes for stage in one} == {"main"}
+    supervised, finetune = arms["supervised_planes"].stages
+    assert [finetune] == arms["random_ds"].stages
+    assert supervised == replace(finetune, name="supervised", schedule="supervised", planes="all")
+    teaching = methods.load_all([HERE / "selftrain.yaml"])["random_ds_selftrain"].stages[-1].teaching
+    for name in ("random_ds", "mmgl_planes", "supervised_planes"):
+        *before, last = arms[f"{name}_selftrain"].stages
+        assert before == arms[name].stages
+        options = {**before[-1].loss.options, "ignore_index": -1}
+        loss = config.Part("DeepSupervisionDice", options)
+        assert last == replace(before[-1], name="selftrain", kind="selftrain", loss=loss, teaching=teaching)
+
+
+def test_larger_slices_have_the_methods_of_the_smaller_ones() -> None:
+    large = methods.load_all([HERE.parent / "acdc128" / "selftrain.yaml"])
+    scale = methods.load(config.Scale, HERE.parent / "acdc128" / "scale.yaml")
+    small = methods.load_all([HERE / "selftrain.yaml"])
+    quick = methods.load(config.Scale, "quick")
+    for name in ("random_ds", "random_ds_selftrain"):
+        assert large[name] == small[name]
+    assert large["full_ds"].labelled == 1.0
+    assert (scale.slice_size, scale.channels, scale.kept) == (128, quick.channels, "last")
+    assert scale.schedules["finetune"] == replace(quick.schedules["finetune"], steps=2000, every=500)
+    assert scale.schedules["selftrain"] == replace(quick.schedules["selftrain"], steps=1500, every=500)
+
+
 def test_overrides(tmp_path: Path) -> None:
     changed = methods.load(config.Method, "mmgl", ["stages.local.loss.options.formula=mmgl", "stages.global.taps=[up]"])
     assert changed.stages[1].loss.options["formula"] == "mmgl"

@@ -21,7 +21,8 @@ from examples.mmwhs.data.splits import Split
 from examples.mmwhs.study import figures, report, rows
 from examples.mmwhs.study.compare import Grid
 from examples.mmwhs.study.figures import smooth
-from examples.mmwhs.train.fit import curves, in_words
+from examples.mmwhs.train.fit import curves
+from examples.mmwhs.train.watch import in_words
 
 STRUCTURES = {"7": "left <ventricle>", "2": "aorta [red]"}
 VERSIONS = {"python": "3.11", "torch": "2.0"}
@@ -288,6 +289,20 @@ def test_a_bar_begins_at_nothing(tmp_path: Path, drawn: list[Figure]) -> None:
     low, high = drawn[0].axes[0].get_ylim()
     assert low == 0.0
     assert 83 < high < 104
+
+
+def test_the_page_of_a_table_names_runs_that_lost_a_structure(tmp_path: Path) -> None:
+    results = results_of(["one", "other"], counts=(1,))
+    settings = {"method": {"labelled": None, "stages": [{"loss": {"options": {"weights": [1.0]}}}]}}
+    for result in results:
+        result |= {"settings": settings, "key": "k", "format": 3}
+    page = report.write_table(tmp_path / "calm", results, tmp_path).read_text(encoding="utf-8")
+    assert "lost more than half" not in page
+    lost = {"7": {"from": 0.721, "to": 0.0995, "step": 200}}
+    results[1]["stages"] = {"selftrain": {**results[1]["stages"]["finetune"], "fell": lost}}
+    page = report.write_table(tmp_path / "lost", results, tmp_path).read_text(encoding="utf-8")
+    assert "In 1 of 6 runs a structure lost more than half" in page
+    assert "m0-1-1: left &lt;ventricle&gt; fell from 0.721 to 0.100 by step 200 of selftrain" in page
 
 
 def test_what_a_name_holds_breaks_no_table() -> None:

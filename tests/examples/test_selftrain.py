@@ -15,6 +15,7 @@ from examples.mmwhs import files
 from examples.mmwhs.data.augment import AUGMENTATIONS, Augment
 from examples.mmwhs.data.datasets import open_dataset
 from examples.mmwhs.data.splits import make_split
+from examples.mmwhs.data.store import evaluation_slices
 from examples.mmwhs.study.demo import demo
 from examples.mmwhs.train import config, methods
 from examples.mmwhs.train.fit import StepSampler, curves
@@ -189,6 +190,27 @@ def test_the_teacher_sees_geometry_alone_and_the_student_no_clean_slice(monkeypa
     assert torch.equal(seen[0], batch["unlabelled"]["image"])
     mixed, unlabelled = given[-1], batch["unlabelled"]["image"].repeat(2, 1, 1, 1)
     assert (mixed == unlabelled).float().mean() < 0.2  # of a random box, only what intensities leave by chance
+
+
+def test_curves_say_how_sure_the_teacher_is_and_how_often_right(done: Path, data: Path) -> None:
+    """By hand, of the teacher in the last state: over the points of validation slices in which it names a structure."""
+    setup = Setup.of(small(data), data.parent / "cache")
+    net = setup.network(None, files.load(done / "2-selftrain" / "weights.pt")).eval()
+    slices = evaluation_slices(setup.store, setup.split, "validation")
+    chosen = np.unique(np.linspace(0, len(slices) - 1, SCALE.validation_slices).round().astype(int))
+    sure, right = [], []
+    for index in chosen.tolist():
+        with torch.no_grad():
+            probabilities = net(torch.as_tensor(slices[index]["image"])[None])[0].softmax(0).numpy()
+        label = np.asarray(slices[index]["label"])
+        for row, column in zip(*np.nonzero(probabilities.argmax(0)), strict=True):
+            sure.append(probabilities[:, row, column].max())
+            right.append(probabilities[:, row, column].argmax() == label[row, column])
+    assert len(right) > 20
+    logged = curves(done / "2-selftrain")
+    assert logged["validation_right"][-1] == (6, pytest.approx(np.mean(right), abs=1e-5))
+    assert logged["validation_sure"][-1] == (6, pytest.approx(np.mean(sure), abs=1e-5))
+    assert "validation_sure" not in curves(done / "1-finetune")
 
 
 def test_a_method_says_what_teaches_it() -> None:

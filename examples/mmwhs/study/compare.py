@@ -190,3 +190,12 @@ def stuck(result: Result) -> list[str]:
     if losses and np.mean(losses[-tenth:]) > PARKED * np.mean(losses[:tenth]):
         reasons.append("training loss parked")
     return reasons
+
+
+def fell(result: Result) -> list[str]:
+    """Structures that a stage lost on validation slices for a while or for good (`Watch`), a few words about each."""
+    return [
+        f"{result['structures'][value]} fell from {low['from']:.3f} to {low['to']:.3f} by step {low['step']} of {stage}"
+        for stage, facts in result["stages"].items()
+        for value, low in facts.get("fell", {}).items()
+    ]

@@ -12,9 +12,10 @@ from examples.mmwhs.data.phantom import write_phantom
 from examples.mmwhs.study import report
 from examples.mmwhs.train import config
 from examples.mmwhs.train.check import check
-from examples.mmwhs.train.fit import in_words, is_first
+from examples.mmwhs.train.fit import is_first
 from examples.mmwhs.train.run import folders_of, logged, run
 from examples.mmwhs.train.setup import Setup
+from examples.mmwhs.train.watch import in_words
 
 
 def demo(methods: Mapping[str, Callable[[str], config.Run]], out: Path, console: Console, *, data: str | None) -> None:

@@ -16,9 +16,10 @@ from examples.mmwhs.data.splits import Split
 from examples.mmwhs.messages import message, one_of
 from examples.mmwhs.study import figures
 from examples.mmwhs.study import rows as tables
-from examples.mmwhs.study.compare import METRICS, Grid, distinct, labelled_text, scored, stuck
+from examples.mmwhs.study.compare import METRICS, Grid, distinct, fell, labelled_text, scored, stuck
 from examples.mmwhs.train.evaluate import mean
-from examples.mmwhs.train.fit import curves, in_words
+from examples.mmwhs.train.fit import curves
+from examples.mmwhs.train.watch import in_words
 
 HERE = Path(__file__).parent
 PAPER = HERE.parent / "experiments" / "paper.yaml"
@@ -60,6 +61,7 @@ def write_runs(out: Path, runs: Mapping[str, Path]) -> Path:
         headline=headline(metrics),
         best=[best(values) for _, values, _ in headline(metrics)],
         missed={titles[name]: names for name, names in missed(metrics).items()},
+        fell={titles[name]: fell(each) for name, each in metrics.items() if fell(each)},
         colours=dict(zip(structures, figures.palette(len(structures)), strict=True)),
         split=Split.load(folder / "split.json"),
         figures={name: _embedded(out / f"{name}.png") for name in ("curves", "overlay")},
@@ -176,6 +178,7 @@ def write_table(
         baseline=grid.methods[baseline],
         comparisons=tables.comparisons(grid, counts, baseline),
         stuck={f"{r['name']}-{r['asked']}-{r['seed']}": stuck(r) for r in results if stuck(r)},
+        fell={f"{r['name']}-{r['asked']}-{r['seed']}": fell(r) for r in results if fell(r)},
         runs=tables.run_rows(results),
         paper=paper["citation"],
         ablation=at,

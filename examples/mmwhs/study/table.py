@@ -22,9 +22,10 @@ from examples.mmwhs.study import results
 from examples.mmwhs.study.plan import Folders, Job, Task, tasks
 from examples.mmwhs.study.probe import probe_weights
 from examples.mmwhs.train import check
-from examples.mmwhs.train.fit import Watch, curves, in_words
-from examples.mmwhs.train.run import conclude, described_stage, logged, silent, train
+from examples.mmwhs.train.fit import curves
+from examples.mmwhs.train.run import conclude, described_stage, logged, silent, train, watch_of
 from examples.mmwhs.train.setup import FORMAT, Setup
+from examples.mmwhs.train.watch import in_words
 
 Say = Callable[[str], None]
 DEAD = "its process was killed, perhaps for lack of memory"
@@ -167,15 +168,14 @@ def work(task: Task, folders: Folders, parent: int, threads: int = 1, slot: int 
 
 def _train(task: Task, folders: Folders, slot: int) -> str:
     keys, number, settings = task.job.keys, task.number, task.job.settings
-    before = files.load(folders.stage(keys[number - 1]) / "weights.pt") if number else None
-    folder = folders.stage(keys[number])
+    folder, behind = folders.stage(keys[number]), folders.stage(keys[number - 1]) if number else None
+    before = files.load(behind / "weights.pt") if behind is not None else None
     files.sweep(folder)
     if (devices := torch.cuda.device_count()) > 1 and settings.compute.accelerator != "cpu":
         settings = replace(settings, compute=replace(settings.compute, devices=f"{slot % devices},"))
     stage = settings.method.stages[number]
     setup, said = Setup.of(settings, folders.out / "cache"), logged(silent, folders.out / "log.txt")
-    names = setup.dataset.description.classes
-    watch = Watch(task.text, settings.schedule(stage).steps, say=said, structures=names)
+    watch = watch_of(setup, number, behind, name=task.text, say=said)
     train(setup, number, before, folder, watch=watch)
     for name in ("last.ckpt", "best.ckpt"):  # of no use after the end, and large
         (folder / name).unlink(missing_ok=True)

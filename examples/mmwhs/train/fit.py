@@ -3,9 +3,8 @@
 import csv
 import logging
 import shutil
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from examples.mmwhs import files
@@ -116,78 +113,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-class Watch(Callback):
-    """Says how far a stage is: a line every half minute, and a bar on a terminal.
-
-    Args:
-        name: Of method and stage, in words.
-        steps: Of the stage.
-        say: Takes the lines.
-        console: Where a bar is drawn; nowhere if it is None or no terminal.
-        structures: Their names, to say of which there is none in what the network finds on validation slices.
-    """
-
-    PAUSE = 30.0
-
-    def __init__(
-        self,
-        name: str,
-        steps: int,
-        *,
-        say: Callable[[str], None],
-        console: Console | None = None,
-        structures: Sequence[str] = (),
-    ) -> None:
-        self.name, self.steps, self.say, self.structures = name, steps, say, structures
-        self.bar = None
-        if console is not None and console.is_terminal and is_first():
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=console, transient=True)
-            self.task = self.bar.add_task(name, total=steps)
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begins to count."""
-        self.began = self.said = time.monotonic()
-        self.first: int | None = None
-        if self.bar is not None:
-            self.bar.start()
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Says it, if it is time."""
-        step, now = trainer.global_step, time.monotonic()
-        self.first = step - 1 if self.first is None else self.first
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step)
-        if now - self.said >= self.PAUSE and is_first():
-            self.said = now
-            left = (now - self.began) / (step - self.first) * (self.steps - step)
-            known = trainer.callback_metrics
-            scored = f", validation Dice {known['validation_dice']:.3f}" if "validation_dice" in known else ""
-            loss = f"{float(outputs['loss']):.3f}"
-            self.say(f"{self.name}: step {step} of {self.steps}, loss {loss}{scored}, about {in_words(left)} left")
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Says which structures the network does not find."""
-        known = trainer.callback_metrics
-        dead = [n for i, n in enumerate(self.structures, start=1) if known.get(f"validation_dice_{i}", 1.0) == 0.0]
-        if dead and is_first():
-            cure = "" if pl_module.schedule.balanced else "; `balanced` in the schedule draws slices that show it"
-            self.say(
-                f"{self.name}: step {trainer.global_step}: {', '.join(dead)} not found on any validation slice{cure}"
-            )
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Takes the bar away, however the stage ended."""
-        if self.bar is not None:
-            self.bar.stop()
-
-
-def in_words(value: float) -> str:
-    """``95`` seconds as ``1 min 35 s``."""
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 class StageData(lightning.LightningDataModule):

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from torch.utils.data import Subset
 
@@ -23,10 +22,11 @@ from examples.mmwhs.messages import message
 from examples.mmwhs.train import config, methods, plain
 from examples.mmwhs.train.check import check, device, plan, stage_module
 from examples.mmwhs.train.evaluate import evaluate
-from examples.mmwhs.train.fit import StageData, Watch, fit, is_first
+from examples.mmwhs.train.fit import StageData, fit, is_first
 from examples.mmwhs.train.predict import export
 from examples.mmwhs.train.setup import Setup
 from examples.mmwhs.train.stage import seed_of
+from examples.mmwhs.train.watch import Watch, dice_left
 
 Say = Callable[[str], None]
 
@@ -102,6 +102,7 @@ def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Map
     folders = folders_of(setup, out)
     facts: dict[str, Any] = {}
     weights: dict[str, Any] | None = None
+    before: Path | None = None
     for number, (stage, (key, folder)) in enumerate(zip(stages, folders.items(), strict=True)):
         if key in shared and not folder.exists():
             if is_first():
@@ -110,12 +111,11 @@ def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Map
             while not (folder / "done.json").is_file():  # the other processes wait for the first
                 time.sleep(0.1)
         if not (folder / "done.json").is_file():
-            name, length = f"{settings.method.title}, {stage.name}", settings.schedule(stage).steps
-            names = setup.dataset.description.classes
-            watch = Watch(name, length, say=say, console=console, structures=names)
+            name = f"{settings.method.title}, {stage.name}"
+            watch = watch_of(setup, number, before, name=name, say=say, console=console)
             train(setup, number, weights, folder, watch=watch)
         facts[stage.name] = files.read_json(folder / "done.json")
-        weights = files.load(folder / "weights.pt")
+        weights, before = files.load(folder / "weights.pt"), folder
         if is_first():
             say(f"{settings.method.title}: {described_stage(stage.name, facts[stage.name], setup.store.unit)}")
     if not is_first():
@@ -127,8 +127,27 @@ def _run(setup: Setup, out: Path, say: Say, console: Console | None, shared: Map
     return files.read_json(out / "metrics.json")
 
 
+def watch_of(
+    setup: Setup, number: int, before: Path | None, *, name: str, say: Say, console: Console | None = None
+) -> Watch:
+    """What watches a stage.
+
+    Args:
+        setup: What the run stands on.
+        number: Of the stage, from 0.
+        before: The folder of the stage before it, whose validation says what this one begins with.
+        name: Of the stage, in words.
+        say: Takes lines.
+        console: Where to draw a bar.
+    """
+    stage, structures = setup.settings.method.stages[number], setup.dataset.description.structures
+    began = dice_left(before, structures) if before is not None and stage.inherits is None else {}
+    steps = setup.settings.schedule(stage).steps
+    return Watch(name, steps, say=say, console=console, structures=structures, began=began)
+
+
 def train(
-    setup: Setup, number: int, before: dict[str, Any] | None, folder: Path, *, watch: Callback | None = None
+    setup: Setup, number: int, before: dict[str, Any] | None, folder: Path, *, watch: Watch | None = None
 ) -> None:
     """Trains one stage in its folder and, last of all, marks it as done.
 
@@ -137,7 +156,7 @@ def train(
         number: Of the stage, from 0.
         before: Weights that the stage before left.
         folder: Of the stage.
-        watch: A callback more for Lightning.
+        watch: Says how far it is.
     """
     settings, stage = setup.settings, setup.settings.method.stages[number]
     split = setup.split_of(stage)
@@ -162,7 +181,8 @@ def train(
             cure = "Lower `learning_rate` in its schedule."
             raise ValueError(message(f"finite weights after stage {stage.name!r}", f"NaN in {lost[0]}", cure))
         files.save(folder / "weights.pt", weights)
-        files.write_json(folder / "done.json", {**facts, **_seen(training)})
+        fell = {"fell": watch.fell} if watch is not None and watch.fell else {}
+        files.write_json(folder / "done.json", {**facts, **fell, **_seen(training)})
 
     best = settings.chooses(stage)
     fit(module, data, folder, settings.compute, finish=finish, watch=watch, best=best)

@@ -11,6 +11,7 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from examples.mmwhs.data.augment import Augment
@@ -75,7 +76,7 @@ class StageModule(lightning.LightningModule):
         self.augment = Augment(stage.augmentation, **(pose or {}))
         torch.manual_seed(seed_of(seed, stage.name))
         self.loss = build(stage.loss, "loss", classes)
-        self.matrix = MulticlassConfusionMatrix(classes)
+        self.matrix, self.sure = MulticlassConfusionMatrix(classes), SumMetric()
         trained = net if stage.part == "whole" else net.get_submodule(stage.part)
         self.frozen = [net.get_submodule(name).requires_grad_(False) for name in stage.frozen]
         if stage.taps and stage.head is not None:
@@ -218,16 +219,28 @@ class StageModule(lightning.LightningModule):
             self.teacher.update_parameters(self.tapped)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Counts pixels by true and predicted class."""
+        """Counts pixels by true and predicted class, and how sure a teacher is of the structures that it names."""
         output, _ = (self.teacher or self.tapped)(batch["image"])
-        self.matrix.update(output.argmax(dim=1), batch["label"])
+        named = output.argmax(dim=1)
+        self.matrix.update(named, batch["label"])
+        if self.teacher is not None:
+            self.sure.update(output.float().softmax(dim=1).amax(dim=1)[named > 0].sum())
 
     def on_validation_epoch_end(self) -> None:
-        """The mean Dice over the structures, pooled over the validation slices, and the Dice of each."""
-        dice = scores(self.matrix.compute())["dice"]
+        """The mean Dice over the structures, pooled over the validation slices, and the Dice of each.
+
+        Of a teacher also, over the points in which it names a structure, how many are right and how sure it is.
+        """
+        counts = self.matrix.compute()
+        dice = scores(counts)["dice"]
         self.log("validation_dice", _number(dice["mean"]), prog_bar=True, sync_dist=True)
-        each = {f"validation_dice_{index}": _number(value) for index, value in enumerate(dice["each"], start=1)}
-        self.log_dict(each, sync_dist=True)
+        logged = {f"validation_dice_{index}": value for index, value in enumerate(dice["each"], start=1)}
+        if self.teacher is not None:
+            named = counts[:, 1:].sum().item()
+            logged["validation_right"] = counts.diagonal()[1:].sum().item() / named if named else None
+            logged["validation_sure"] = self.sure.compute().item() / named if named else None
+            self.sure.reset()
+        self.log_dict({name: _number(value) for name, value in logged.items()}, sync_dist=True)
         self.matrix.reset()
 
     def left(self, net: nn.Module) -> dict[str, Tensor]:
