@@ -62,6 +62,13 @@ rule("losses of anchors, or logits of pairs, that do not count are summed",
      {"losses.masked_fill(A, 0.0)": "losses",
       "(A * positive).sum(-1)": "A.sum(-1)"},
      LOCAL, PAIRS, each=True)
+rule("an anchor that does not count has a loss, or one of NaN is taken for one that does not count",
+     {"A.masked_fill(~valid, nan)": "A",
+      "losses.masked_fill(losses.isnan(), inf)": "losses"},
+     "test_reduction::test_each_is_that_of_a_plain_loop", "test_reduction::test_features_that_are_not_finite_are_not_taken_for_points_that_do_not_count", each=True)
+rule("losses of points of augmentations are in the order of images",
+     {"losses[A.argsort()]": "losses"},
+     "test_reduction::test_augmentations_stay_in_the_order_of_the_batch")
 rule("a formula sees the terms of anchors that do not count",
      {"A.masked_fill(B, C)": "A"},
      "test_laws::test_nothing_to_learn_from", "test_functional::test_a_callable_that_is_wild_on_empty_anchors_cannot_leak", inside="PairTerms(...)")
@@ -243,7 +250,7 @@ rule("classes or regions are not weighted",
       "weights[first :]": "weights[: len(weights) - first]"},
      DICE, REGIONS, "test_dice::test_cross_entropy_is_torch_s", each=True)
 rule("the loss of each class is that of other classes",
-     {"A.squeeze(0) if batch else A": "A"},
+     {"[A.squeeze(0) for A in B] if batch else B": "B"},
      CLASSES)
 rule("`include_background` means its opposite",
      {"0 if include_background else 1": "1 if include_background else 0"},
@@ -259,7 +266,7 @@ rule("weights meet the levels the wrong way round",
      "test_losses::test_diagnostics_hold_the_weight_and_the_loss_of_each_level", "test_losses::test_is_the_weighted_sum", each=True)
 rule("a level of weight 0 leaks NaN",
      {"[A for B in C if weight]": "[A for B in C]"},
-     "test_losses::test_weight_zero_skips_the_level")
+     "test_losses::test_weight_zero_skips_the_level", "test_reduction::test_levels_have_their_weights_and_keys", each=True)
 rule("levels of one size are taken in any order",
      {"all(A < B for A, B in pairwise(C))": "all(A <= B for A, B in pairwise(C))"},
      BAD)
