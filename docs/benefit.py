@@ -1,74 +1,55 @@
 """``python -m docs.benefit``: the README's picture, from the committed results on ACDC."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent
+RESULTS = ROOT / "results" / "acdc-selftrain" / "results.jsonl"
+LABELLED = (1, 3, 7)  # patients
+START = "random_ds"
+# Where each method stands, what the picture calls it, and the colour of the lines that lead to it.
+METHODS = {
+    "random_ds_long": (-1, "labels alone,\n4,400 steps", "#8a8a8a"),
+    START: (0, "labels alone,\n800 steps", ""),
+    "random_ds_selftrain": (1, "then self-training,\n600 steps", "#0b5c96"),
+}
 
 
-class Panel(NamedTuple):
-    """Two methods whose fine-tuning has the same deep supervision, beside one another."""
-
-    folder: str  # of `docs/results`
-    labelled: int
-    arms: dict[str, str]  # the name of a method -> how the picture calls it
-
-
-PANELS = (
-    Panel(
-        "acdc-selftrain",
-        1,
-        {"random_ds": "random\ninitialisation", "random_ds_selftrain": "self-training"},
-    ),
-    Panel("acdc-long", 3, {"random_ds": "random\ninitialisation", "mmgl_long": "MMGL"}),
-    Panel("acdc-long", 7, {"random_ds": "random\ninitialisation", "mmgl_long": "MMGL"}),
-)
-
-
-def scores(panel: Panel) -> list[list[float]]:
-    """The test Dice of both methods, for each draw of labelled patients that both have."""
-    runs = [
-        json.loads(line)
-        for line in (ROOT / "results" / panel.folder / "results.jsonl").read_text().splitlines()
-    ]
-    found = {
-        (run["name"], run["seed"]): run["pooled"]["dice"]["mean"]
+def scores() -> dict[tuple[int, str, int], float]:
+    """The test Dice by the number of labelled patients, the method and the draw."""
+    runs = map(json.loads, RESULTS.read_text().splitlines())
+    return {
+        (len(run["labelled"]), run["name"], run["seed"]): run["pooled"]["dice"]["mean"]
         for run in runs
-        if len(run["labelled"]) == panel.labelled
     }
-    seeds = sorted({seed for _, seed in found})
-    return [
-        [found[name, seed] for name in panel.arms]
-        for seed in seeds
-        if all((name, seed) in found for name in panel.arms)
-    ]
+
+
+def lines(labelled: int) -> Iterator[tuple[str, float, float]]:
+    """Of each draw of labelled patients: a method, the Dice that it starts from, and its own."""
+    found = scores()
+    for (number, name, seed), dice in found.items():
+        if number == labelled and name in METHODS and name != START:
+            yield name, found[labelled, START, seed], dice
 
 
 def main() -> None:
-    """Draws a line for each draw of labelled patients."""
+    """Draws two lines for each draw of labelled patients: from the start to longer training, and to self-training."""
     figure, axes = plt.subplots(
-        1, len(PANELS), figsize=(8, 2.8), sharey=True, layout="constrained"
+        1, len(LABELLED), figsize=(9, 3), sharey=True, layout="constrained"
     )
-    for axis, panel in zip(axes, PANELS, strict=True):
-        pairs = scores(panel)
-        for pair in pairs:
-            axis.plot(
-                pair,
-                color="#0b5c96" if pair[1] > pair[0] else "#d55e00",
-                marker="o",
-                alpha=0.75,
-            )
-        patients = (
-            "1 labelled patient"
-            if panel.labelled == 1
-            else f"{panel.labelled} labelled patients"
+    for axis, labelled in zip(axes, LABELLED, strict=True):
+        for name, start, dice in lines(labelled):
+            place, _, colour = METHODS[name]
+            axis.plot([0, place], [start, dice], color=colour, marker="o", alpha=0.75)
+        axis.set_title(
+            f"{labelled} labelled patient{'s' * (labelled > 1)}", fontsize=10
         )
-        axis.set_title(f"{patients}, {len(pairs)} draws", fontsize=10)
-        axis.set(xlim=(-0.3, 1.3))
-        axis.set_xticks([0, 1], panel.arms.values())
+        axis.set(xlim=(-1.3, 1.3))
+        places, names, _ = zip(*METHODS.values(), strict=True)
+        axis.set_xticks(places, names, fontsize=7.5)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("test Dice")
     figure.savefig(ROOT / "images" / "benefit.png", dpi=130)

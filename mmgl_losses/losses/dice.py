@@ -117,8 +117,8 @@ def soft_dice(
     Args:
         logits: (B, C, *spatial), C at least 2; with `regions`, one channel for each.
         labels: (B, *spatial) at any size: each point of the logits takes the label at its own place.
-        include_background: count class 0 too. Without it, one class can flood the background unpunished in its
-            own sums, and training gets stuck.
+        include_background: count class 0 too. Without it, training can get stuck with one class that spreads over the
+            background.
         regions: the labels that make up each region, such as ``((1, 2, 3), (2, 3), (3,))``, for regions that overlap
             (BraTS; nnU-Net's region-based training). Each channel is then a region by itself, with p its sigmoid and
             cross-entropy the binary one; a label in none is background. ``((1,),)`` is one structure in one channel.
@@ -134,8 +134,8 @@ def soft_dice(
         reduction: ``"none"`` returns what the mean is of, without `class_weights`, `cross_entropy` and `gather`.
 
     Returns:
-        Scalar, in [0, 1] without cross-entropy; a zero with a graph where all points are ignored. With `gather`, the
-        mean of it over the processes is the loss of all of them. With ``reduction="none"``, one for each class that
+        Scalar, in [0, 1] without cross-entropy; zero, with zero gradients, if all points are ignored. With `gather`,
+        the mean of it over the processes is the loss of all of them. With ``reduction="none"``, one for each class that
         counts, (C,), or (B, C) without `batch`: 0 for a sample whose points are all ignored.
 
     Raises:

@@ -101,8 +101,9 @@ def global_contrast(
         reduction: ``"none"`` returns the loss of each row, of which ``"mean"`` is the mean.
 
     Returns:
-        Scalar: the mean over the anchors that have a positive (and, where the formula needs one, a negative); a
-        zero with a graph where there is none. With `gather`, the mean of it over the processes is that of all anchors.
+        Scalar: the mean over the anchors that have a positive (and, where the formula needs one, a negative);
+        zero, with zero gradients, if there is none. With `gather`, the mean of it over the
+        processes is that of all anchors.
 
         With ``reduction="none"`` (A·B,), in the order of the rows: NaN for an anchor that has no such positive or
         negative, so that `torch.nanmean` is the mean; infinite where a vector that it is compared with is not finite.

@@ -136,8 +136,8 @@ def local_supcon(
         reduction: ``"none"`` returns the loss of each point, of which ``"mean"`` is the mean.
 
     Returns:
-        Scalar; a zero with a graph where no point has a positive. With `gather`, the mean of it over the processes is
-        the loss of all of them.
+        Scalar; zero, with zero gradients, if no point has a positive. With `gather`, the mean of it over the processes
+        is the loss of all of them.
 
         With ``reduction="none"`` a map (B, *ceil(spatial / stride)) of the points of this process: NaN for a point
         that is no anchor or has no positive (or, where the formula needs one, no negative); infinite where a vector
