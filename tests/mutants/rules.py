@@ -28,6 +28,8 @@ def rule(
 
 
 # fmt: off
+WEIGHTED = "test_reduction::test_levels_have_their_weights_and_keys"
+NOT_FINITE = "test_reduction::test_features_that_are_not_finite_are_not_taken_for_points_that_do_not_count"
 LOCAL = "test_functional::test_local_matches_loops"
 GLOBAL = "test_functional::test_global_matches_loops"
 SCOPES = "test_functional::test_pair_scopes_match_loops"
@@ -65,7 +67,7 @@ rule("losses of anchors, or logits of pairs, that do not count are summed",
 rule("an anchor that does not count has a loss, or one of NaN is taken for one that does not count",
      {"A.masked_fill(~valid, nan)": "A",
       "losses.masked_fill(losses.isnan(), inf)": "losses"},
-     "test_reduction::test_each_is_that_of_a_plain_loop", "test_reduction::test_features_that_are_not_finite_are_not_taken_for_points_that_do_not_count", each=True)
+     "test_reduction::test_each_is_that_of_a_plain_loop", NOT_FINITE, each=True)
 rule("losses of points of augmentations are in the order of images",
      {"losses[A.argsort()]": "losses"},
      "test_reduction::test_augmentations_stay_in_the_order_of_the_batch")
@@ -203,7 +205,7 @@ rule("gradients of rows without pairs are NaN, or what arrives there goes on",
      {"A.masked_fill(B, torch.inf)": "A",
       "A.masked_fill(B, 0.0)": "A"},
      "test_contrast::test_what_arrives_in_rows_without_pairs_goes_no_further", "test_unit", "test_laws::test_nothing_to_learn_from", DICE,
-     "test_dice::test_a_sample_that_is_all_ignored_is_as_if_left_out", PAIRS, each=True)
+     "test_dice::test_a_sample_that_is_all_ignored_is_as_if_left_out", PAIRS, NOT_FINITE, each=True)
 rule("gradients in the caller's order meet sorted rows",
      {"A.at(B)": "A"},
      PAIRS, PARTS, FUSED, each=True, **INTERPRETED)
@@ -260,13 +262,13 @@ rule("`include_background` means its opposite",
 rule("levels are not weighted",
      {"weight * A": "A",
       "torch.dot(losses, A)": "losses.sum()"},
-     "test_losses::test_is_the_weighted_sum", "test_losses::test_progress_is_weighted", each=True)
+     "test_losses::test_is_the_weighted_sum", "test_losses::test_progress_is_weighted", WEIGHTED, each=True)
 rule("weights meet the levels the wrong way round",
      {"zip(A, weights, ...)": "zip(A, list(weights)[::-1], ...)"},
-     "test_losses::test_diagnostics_hold_the_weight_and_the_loss_of_each_level", "test_losses::test_is_the_weighted_sum", each=True)
+     "test_losses::test_diagnostics_hold_the_weight_and_the_loss_of_each_level", "test_losses::test_is_the_weighted_sum", WEIGHTED, "test_reduction::test_levels_of_dice_have_their_weights_and_keys", each=True)
 rule("a level of weight 0 leaks NaN",
      {"[A for B in C if weight]": "[A for B in C]"},
-     "test_losses::test_weight_zero_skips_the_level", "test_reduction::test_levels_have_their_weights_and_keys", each=True)
+     "test_losses::test_weight_zero_skips_the_level", WEIGHTED, each=True)
 rule("levels of one size are taken in any order",
      {"all(A < B for A, B in pairwise(C))": "all(A <= B for A, B in pairwise(C))"},
      BAD)
