@@ -148,6 +148,10 @@ def test_a_full_disk_is_one_sentence_and_what_is_prepared_counts(
         ("stages.finetune.copies=0", "Expected `copies of stage 'finetune'` to be an integer of at least 1, got 0"),
         ("stages.finetune.labelled=99", "`labelled` of at most 3, the training patients, got 99"),
         ("stages.finetune.inherits=[encoder, head]", "stage 'finetune' to be built and stepped, got .*`head`"),
+        (
+            "stages.finetune.loss.options={reduction: none, cross_entropy: 0.0}",
+            r"DeepSupervisionDice, to return one number, got dict\. Leave `reduction` out",
+        ),
         ("scale.channels=[4, 0]", r"`channels\[1\]` to be an integer of at least 1, got 0"),
     ],
 )

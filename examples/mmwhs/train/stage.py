@@ -144,11 +144,11 @@ class StageModule(lightning.LightningModule):
         """The stage's loss of augmented images."""
         output, levels = self.tapped(images)
         if self.stage.output:
-            return self.loss({**levels, "output": output}, ids)
+            return self._value({**levels, "output": output}, ids)
         if self.stage.loss.options.get("pairs") == "augmentations":
             instances = torch.arange(len(images) // self.stage.copies, device=images.device)
-            return self.loss(levels, ids, instances.repeat(self.stage.copies))
-        return self.loss(levels, ids)
+            return self._value(levels, ids, instances.repeat(self.stage.copies))
+        return self._value(levels, ids)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes everything random in a step depend on its number alone, so that a resumed run goes on alike."""
@@ -175,7 +175,7 @@ class StageModule(lightning.LightningModule):
             return self.loss_of(images, ids)
         (queries, others), own = images.chunk(2), ids[: len(ids) // 2]
         keys, key_ids = self.keys(others, own)
-        return self.loss(self.tapped(queries)[1], own, keys=keys, key_instances=key_ids)
+        return self._value(self.tapped(queries)[1], own, keys=keys, key_instances=key_ids)
 
     def taught(self, labelled: Batch, unlabelled: Batch) -> Tensor:
         """The loss on labelled points, and on points that the teacher labels, of slices that exchange boxes."""
@@ -189,7 +189,18 @@ class StageModule(lightning.LightningModule):
         mixed = copy_paste(images, labels, self.strong.intensity(others), seen, side=how.side, ignore_index=ignored)
         output, levels = self.tapped(mixed.images)
         levels = {**levels, "output": output}
-        return self.loss(levels, mixed.labels) + how.weight * self.loss(levels, mixed.other_labels)
+        return self._value(levels, mixed.labels) + how.weight * self._value(levels, mixed.other_labels)
+
+    def _value(self, *inputs: Any, **named: Any) -> Tensor:
+        """What the stage's loss returns, which is one number."""
+        value = self.loss(*inputs, **named)
+        if isinstance(value, Tensor) and not value.ndim:
+            return value
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        expected = f"the loss of stage {self.stage.name!r}, {self.stage.loss.name}, to return one number"
+        raise TypeError(
+            message(expected, got, "Leave `reduction` out." if "reduction" in self.stage.loss.options else "")
+        )
 
     def _not_finite(self, loss: Tensor, batch: Batch) -> str:
         """What there is to say of a loss that is NaN or infinite."""
