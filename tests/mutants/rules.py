@@ -265,7 +265,8 @@ rule("levels are not weighted",
      "test_losses::test_is_the_weighted_sum", "test_losses::test_progress_is_weighted", WEIGHTED, each=True)
 rule("weights meet the levels the wrong way round",
      {"zip(A, weights, ...)": "zip(A, list(weights)[::-1], ...)"},
-     "test_losses::test_diagnostics_hold_the_weight_and_the_loss_of_each_level", "test_losses::test_is_the_weighted_sum", WEIGHTED, "test_reduction::test_levels_of_dice_have_their_weights_and_keys", each=True)
+     "test_losses::test_diagnostics_hold_the_weight_and_the_loss_of_each_level", "test_losses::test_is_the_weighted_sum", WEIGHTED, "test_reduction::test_levels_of_dice_have_their_weights_and_keys",
+     "test_reduction::test_levels_have_their_weights_and_keys", each=True)
 rule("a level of weight 0 leaks NaN",
      {"[A for B in C if weight]": "[A for B in C]"},
      "test_losses::test_weight_zero_skips_the_level", WEIGHTED, each=True)
