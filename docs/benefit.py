@@ -44,9 +44,7 @@ def main() -> None:
         for name, start, dice in lines(labelled):
             place, _, colour = METHODS[name]
             axis.plot([0, place], [start, dice], color=colour, marker="o", alpha=0.75)
-        axis.set_title(
-            f"{labelled} labelled patient{'s' * (labelled > 1)}", fontsize=10
-        )
+        axis.set_title(f"{labelled} labelled patient{'s' * (labelled > 1)}", fontsize=10)
         axis.set(xlim=(-1.3, 1.3))
         places, names, _ = zip(*METHODS.values(), strict=True)
         axis.set_xticks(places, names, fontsize=7.5)
