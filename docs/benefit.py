@@ -1,7 +1,7 @@
 """``python -m docs.benefit``: the README's picture, from the committed results on ACDC."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,9 +27,10 @@ def scores() -> dict[tuple[int, str, int], float]:
     }
 
 
-def lines(labelled: int) -> Iterator[tuple[str, float, float]]:
+def lines(
+    found: Mapping[tuple[int, str, int], float], labelled: int
+) -> Iterator[tuple[str, float, float]]:
     """Of each draw of labelled patients: a method, the Dice that it starts from, and its own."""
-    found = scores()
     for (number, name, seed), dice in found.items():
         if number == labelled and name in METHODS and name != START:
             yield name, found[labelled, START, seed], dice
@@ -37,11 +38,12 @@ def lines(labelled: int) -> Iterator[tuple[str, float, float]]:
 
 def main() -> None:
     """Draws two lines for each draw of labelled patients: from the start to longer training, and to self-training."""
+    found = scores()
     figure, axes = plt.subplots(
         1, len(LABELLED), figsize=(9, 3), sharey=True, layout="constrained"
     )
     for axis, labelled in zip(axes, LABELLED, strict=True):
-        for name, start, dice in lines(labelled):
+        for name, start, dice in lines(found, labelled):
             place, _, colour = METHODS[name]
             axis.plot([0, place], [start, dice], color=colour, marker="o", alpha=0.75)
         axis.set_title(f"{labelled} labelled patient{'s' * (labelled > 1)}", fontsize=10)

@@ -122,9 +122,8 @@ def forward(problem: Problem) -> Results:
 
 def backward(problem: Problem, upstream: Upstream, needed: tuple[bool, bool]) -> Gradients:
     """Gradients of the anchors and of the keys, each where it is `needed`."""
-    gradient = _gradients(problem, needed)
-    total = upstream.positive_sum
-    _solve(problem, upstream.logsumexps, total, upstream=upstream.gradients, gradient=gradient, back=True)
+    gradient, (lse, gradients, total) = _gradients(problem, needed), upstream
+    _solve(problem, lse, total, upstream=gradients, gradient=gradient, back=True)
     return gradient
 
 
