@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize
 
 from mmgl_losses import sampling
 from mmgl_losses.networks.heads import GlobalHead, LocalHead, SegmentationHead
@@ -34,11 +35,77 @@ def test_global_head_is_pooling_and_two_layers(size):
     torch.testing.assert_close(head(x), expected, rtol=1e-12, atol=1e-12)
 
 
-@given(SIZES, st.integers(1, 5))
-def test_local_head_is_two_convolutions_then_sampling(size, stride):
-    x, head = feature_map(size), LocalHead(3, 5, stride=stride, hidden_channels=4).double()
+@given(
+    SIZES, st.integers(1, 5), st.sampled_from([1, 4])
+)  # as few channels between that two layers are less work, and more
+def test_local_head_is_two_convolutions_then_sampling(size, stride, hidden):
+    x, head = feature_map(size).requires_grad_(), LocalHead(3, 5, stride=stride, hidden_channels=hidden).double()
     expected = sampling.subsample(conv(conv(x, head.first), head.second), stride)
-    torch.testing.assert_close(head(x), expected, rtol=1e-12, atol=1e-12)
+    actual = head(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    inputs, direction = [x, *head.parameters()], torch.randn_like(expected)
+    gradients = [torch.autograd.grad(out, inputs, direction) for out in (actual, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
+
+
+def lora(head):
+    """A layer of somebody else's in the place of ours."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    layer = Doubled(head.second.in_features, head.second.out_features)
+    layer.load_state_dict(head.second.state_dict())
+    head.second = layer
+
+
+def patched(head):
+    """A method put in the place of the layer's, as libraries that move weights in and out do."""
+    own = head.second.forward
+    head.second.forward = lambda x: 2 * own(x)
+
+
+def hooked(head):
+    head.second.register_forward_hook(lambda layer, args, out: 2 * out)
+
+
+def hooked_before(head):
+    head.second.register_forward_pre_hook(lambda layer, args: (2 * args[0] + solve(layer),))
+
+
+def parametrised(head):
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    for name in ("weight", "bias"):
+        parametrize.register_parametrization(head.second, name, Doubled())
+
+
+def solve(layer):
+    """What the input has to be moved by for the bias to be doubled, too."""
+    return torch.linalg.lstsq(layer.weight, layer.bias).solution
+
+
+@pytest.mark.parametrize("change", [lora, patched, hooked, hooked_before, parametrised])
+def test_what_is_done_to_a_layer_of_a_local_head_is_done(change):
+    x, head = feature_map((6, 5), channels=7), LocalHead(7, 5, stride=2, hidden_channels=9).double()
+    before = head(x)
+    change(head.double())
+    torch.testing.assert_close(head.double()(x), 2 * before, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_hooks_of_layers_of_a_local_head_are_called(kind):
+    head, seen = LocalHead(3, 5), []
+    for layer in (head.first, head.second):
+        if kind == "forward":
+            layer.register_forward_hook(lambda layer, args, out: seen.append(layer))
+        else:
+            layer.register_full_backward_hook(lambda layer, given, got: seen.append(layer))
+    head(feature_map((6, 5)).float().requires_grad_()).sum().backward()
+    assert {id(layer) for layer in seen} == {id(head.first), id(head.second)}
 
 
 @given(SIZES)
