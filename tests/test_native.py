@@ -192,15 +192,21 @@ def test_every_instruction_set_that_is_here(n, most, monkeypatch):
 @built
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("separate", [False, True])
-def test_bits_do_not_depend_on_threads(dtype, separate):
-    """Every sum is in the same order whoever takes part in it: more threads than cores, too."""
-    z, ids = points(2, 500, 64, dtype), torch.randint(4, (2, 500))
-    options = {"keys": points(2, 900, 64, dtype), "key_ids": torch.randint(4, (2, 900))} if separate else {}
+@pytest.mark.parametrize("uneven", [False, True])
+def test_bits_do_not_depend_on_threads(dtype, separate, uneven):
+    """Every sum is in the same order whoever takes part in it: more threads than cores, too.
+
+    Threads take whole groups where all get as many of the same size, and share them otherwise.
+    """
+    z, ids = points(4, 300, 64, dtype), torch.randint(4, (4, 300))
+    options = {"keys": points(4, 500, 64, dtype), "key_ids": torch.randint(4, (4, 500))} if separate else {}
+    if uneven:
+        options["anchor_mask"] = torch.arange(300) < torch.tensor([[300], [40], [0], [200]])
     found = []
     try:
-        for threads in (1, 2, 5):
+        for threads in (1, 2, 3, 4, 5):
             torch.set_num_threads(threads)
-            found += [results(z, ids, "native", bound=1.0, **options) for _ in range(3)]
+            found += [results(z, ids, "native", bound=1.0, **options) for _ in range(2)]
     finally:
         torch.set_num_threads(1)
     for other in found[1:]:

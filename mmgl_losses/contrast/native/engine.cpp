@@ -286,6 +286,20 @@ class Solver {
         return !std::memcmp(call.anchor_mask, call.key_mask, call.groups * call.n);
     }
 
+    // Whether every thread can take whole groups, and all would end at about the same time.
+    bool alike() const {
+        if (!call.groups || call.groups % threads) return false;
+        double least = std::numeric_limits<double>::max(), most = 0;
+        auto some = [](const uint8_t* mask, long g, long count) {
+            return mask ? count - std::count(mask + g * count, mask + (g + 1) * count, 0) : count;
+        };
+        for (long g = 0; g < call.groups; ++g) {
+            const double work = double(some(call.anchor_mask, g, call.n)) * some(call.key_mask, g, call.m);
+            least = std::min(least, work), most = std::max(most, work);
+        }
+        return most <= 1.1 * least;
+    }
+
     Side<Real> side(const int64_t* steps, long most) {
         Side<Real> s = {};
         s.point_step = steps[1], s.feature_step = steps[2];
@@ -535,6 +549,26 @@ class Solver {
         if (size == 0) size = 1;
     }
 
+    // A group by one thread: nobody waits.
+    void solve_alone(Group<Real>& group, long g, Real* room) {
+        prepare(group, g);
+        for (long number = 0; number < pairs(group); ++number) compute(group, number, room);
+        finish(group, g);
+    }
+
+    // The groups by all threads. Their pairs of tiles are taken in turn, so that those of one group rarely wait for another.
+    void solve_together(Team& team, Real* room) {
+        const long at_once = groups.size();
+        for (long first = 0, phase = 0; first < call.groups; first += at_once, phase += 3) {
+            const long count = std::min(at_once, call.groups - first);
+            team.each(phase, count, [&](long i) { prepare(groups[i], first + i); });
+            long rounds = 0;
+            for (long i = 0; i < count; ++i) rounds = std::max(rounds, pairs(groups[i]));
+            team.each(phase + 1, rounds * count, [&](long number) { compute(groups[number % count], number / count, room); });
+            team.each(phase + 2, count, [&](long i) { finish(groups[i], first + i); });
+        }
+    }
+
   public:
     Solver(const Call& call, const Kernels<Real>& kernel) : call(call), kernel(kernel) {
         common = find_shift();
@@ -552,24 +586,16 @@ class Solver {
         if (call.share) means.resize(call.groups);
     }
 
-    // As many groups at a time as there are threads: what is packed of them is still in the cache when it is needed. Their
-    // pairs of tiles are taken in turn, so that those of one group rarely wait for another.
+    // As many groups at a time as there are threads: what is packed of them is still in the cache when it is needed.
     int solve() {
         rooms = memory.take<Real>(threads * tile * tile);
         std::fill_n(rooms, threads * tile * tile, Real(0));
-        const long at_once = groups.size();
         Team team(threads, 3 * call.groups);
+        const bool whole = alike();
         const int error = team.run(call.runtime, [&](long rank) {
-            for (long first = 0, phase = 0; first < call.groups; first += at_once, phase += 3) {
-                const long count = std::min(at_once, call.groups - first);
-                team.each(phase, count, [&](long i) { prepare(groups[i], first + i); });
-                long rounds = 0;
-                for (long i = 0; i < count; ++i) rounds = std::max(rounds, pairs(groups[i]));
-                team.each(phase + 1, rounds * count, [&](long number) {
-                    compute(groups[number % count], number / count, rooms + rank * tile * tile);
-                });
-                team.each(phase + 2, count, [&](long i) { finish(groups[i], first + i); });
-            }
+            Real* room = rooms + rank * tile * tile;
+            if (whole) team.each(0, call.groups, [&](long g) { solve_alone(groups[rank], g, room); });
+            else solve_together(team, room);
         });
         if (!error && call.share && !call.backward) average();
         return error;
