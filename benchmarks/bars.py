@@ -27,7 +27,7 @@ CASES = (
     (Case("local", 1, 25600, 64), ("auto", "native", "two products")),
     (Case("global", 1, 16, 128), None),
     (Case("global", 1, 128, 128), None),
-    (Case("step", 8, 160, 16), STEP),
+    (Case("decoder", 8, 160, 16), STEP),
 )
 FASTER = {400: (9.0, 6.0, 5.0), 1600: (22.0, 7.5, 7.0), 6400: (22.0, 8.0, 12.0)}  # than plain, compiled, the best peer
 OF_TWO_PRODUCTS = {400: (1.2,), 1600: (0.9, 0.7), 6400: (0.8, 0.6), 25600: (0.8,)}  # what is asked for, and a stretch
@@ -95,9 +95,9 @@ def timed(rows: Sequence[Row]) -> Iterator[Bar]:
         for suffix in ("", ", as printed"):
             measured = ratio(rows, "global", n, f"plain{suffix}", f"ours{suffix}")
             yield Bar(f"global loss{suffix}, 2b = {n}: times faster than plain", measured, faster, True)
-    measured = ratio(rows, "step", 160, "plain", "ours")
+    measured = ratio(rows, "decoder", 160, "plain", "ours")
     yield Bar("decoder pre-training: times faster than plain after the head", measured, STEP_FASTER, True)
-    network = ratio(rows, "step", 160, "network", "ours")
+    network = ratio(rows, "decoder", 160, "network", "ours")
     yield Bar("decoder pre-training: share of heads and loss", network and 1 - network, STEP_SHARE, False)
 
 

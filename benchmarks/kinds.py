@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from benchmarks.case import Case, Kind
 from benchmarks.levels import DICE, GLOBAL
 from benchmarks.local import LOCAL
-from benchmarks.training import TRAINING
+from benchmarks.training import DECODER_STEP, ENCODER_STEP, FINE_TUNING_STEP
 
-KINDS: dict[str, Kind] = {"local": LOCAL, "global": GLOBAL, "dice": DICE, "step": TRAINING}
+KINDS: dict[str, Kind] = {"local": LOCAL, "global": GLOBAL, "dice": DICE}
+KINDS |= {"encoder": ENCODER_STEP, "decoder": DECODER_STEP, "fine-tuning": FINE_TUNING_STEP}
 POINTS = (400, 1600, 6400, 25600, 110592)
 DIMS = (64, 128)
 

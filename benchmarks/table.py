@@ -83,7 +83,7 @@ def is_ours(row: Row) -> bool:
 
 def lines(rows: Sequence[Row]) -> list[str]:
     """A table: `ratio` is the time beside the best of ours with the same formula."""
-    form = "{:<7} {:<24} {:<12} {:>5} {:>7} {:>4} {:>11} {:>17} {:>7} {:>9} {:>8} {:>8}  {}"
+    form = "{:<11} {:<24} {:<12} {:>5} {:>7} {:>4} {:>11} {:>17} {:>7} {:>9} {:>8} {:>8}  {}"
     head = ("kind", "contestant", "formula", "b", "n", "d", "ms", "quartiles", "ratio", "peak MiB", "value", "grad")
     table = [form.format(*head, "")]
     for row in rows:

@@ -1,10 +1,10 @@
-"""One step of decoder pre-training: the reference U-Net, three local heads, the loss, its gradients and the optimiser.
+"""One step of each stage of training: the reference U-Net, heads, the loss, its gradients and the optimiser.
 
 The difference of two contestants is a share: "network and heads" has no loss, "network" no heads either; what is
 missing in them is replaced by a constant gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,26 @@ from torch import Tensor, nn
 from benchmarks import local
 from benchmarks.case import Case, Contestant, Kind, Step
 from benchmarks.workload import CLASSES, label_maps
-from mmgl_losses import LocalHead, MultiScaleLocalSupCon, UNet, attach_heads
+from mmgl_losses import (
+    DeepSupervisionDice,
+    GlobalHead,
+    LocalHead,
+    MultiScaleGlobalContrast,
+    MultiScaleLocalSupCon,
+    SegmentationHead,
+    UNet,
+    attach_heads,
+)
 from mmgl_losses.sampling import resample, subsample
 
-TAPS = ("decoder.blocks.1", "decoder.blocks.2", "decoder.blocks.3")
+ENCODER = ("encoder.blocks.2", "encoder.blocks.3", "encoder.bottleneck")
+DECODER = ("decoder.blocks.1", "decoder.blocks.2", "decoder.blocks.3")
 WEIGHTS = (0.2, 0.2, 0.6)
 STRIDE = 4
 EMBEDDING = 128
 
 
-class Pretraining:
+class Training:
     """A network of widths d, 2d ... 16d, images (batch, 1, n, n) and their labels."""
 
     def __init__(self, case: Case) -> None:
@@ -31,14 +41,22 @@ class Pretraining:
         self.labels = label_maps(case.batch, (case.n, case.n)).to(case.device)
         self.net = UNet(1, CLASSES, channels=channels).to(case.device, case.torch_dtype)
 
-    def step(self, head: Callable[[int], nn.Module], loss: Callable[[dict[str, Tensor]], Tensor]) -> Step:
-        """A whole step with a head on each tap and a loss on what they give."""
-        model = attach_heads(self.net, self.images, dict.fromkeys(TAPS, head), output=False)
+    def step(
+        self,
+        head: Callable[[int], nn.Module],
+        loss: Callable[[dict[str, Tensor]], Tensor],
+        *,
+        taps: Sequence[str] = DECODER,
+        output: bool = False,
+    ) -> Step:
+        """A whole step with a head on each tap, and a loss on what they give and, if asked for, on the logits."""
+        model = attach_heads(self.net, self.images, dict.fromkeys(taps, head), output=output)
         optimiser = torch.optim.Adam(model.parameters(), lr=1e-5)
 
         def run() -> tuple[Tensor, None]:
             optimiser.zero_grad()
-            value = loss(model(self.images)[1])
+            logits, levels = model(self.images)
+            value = loss({**levels, "output": logits} if output else levels)
             value.backward()
             optimiser.step()
             return value.detach(), None
@@ -56,13 +74,13 @@ def plain_head(channels: int) -> nn.Module:
     return LocalHead(channels, EMBEDDING, stride=1)
 
 
-def ours(problem: Pretraining) -> Step:
+def ours(problem: Training) -> Step:
     """Heads and loss of this library."""
     loss = MultiScaleLocalSupCon(weights=WEIGHTS, formula="mmgl")
     return problem.step(our_head, lambda embeddings: loss(list(embeddings.values()), problem.labels))
 
 
-def plain(problem: Pretraining) -> Step:
+def plain(problem: Training) -> Step:
     """The head at every point, then every fourth of its points, then the dense loss of `local.plain`."""
 
     def loss(embeddings: dict[str, Tensor]) -> Tensor:
@@ -82,13 +100,43 @@ def constant(embeddings: dict[str, Tensor]) -> Tensor:
     return torch.stack([level.mean() for level in embeddings.values()]).sum()
 
 
-TRAINING = Kind(
-    Pretraining,
+def segmentation_head(channels: int) -> nn.Module:
+    """Logits of a level."""
+    return SegmentationHead(channels, CLASSES)
+
+
+def encoder(problem: Training) -> Step:
+    """The batch as two augmentations of half as many images."""
+    return problem.step(GlobalHead, MultiScaleGlobalContrast(weights=WEIGHTS), taps=ENCODER)
+
+
+def fine_tuning(problem: Training) -> Step:
+    """Deep supervision of the last two levels and the output."""
+    loss = DeepSupervisionDice(weights=WEIGHTS, cross_entropy=0.5)
+    return problem.step(
+        segmentation_head,
+        lambda levels: loss(list(levels.values()), problem.labels),
+        taps=DECODER[:2],
+        output=True,
+    )
+
+
+def bare(taps: Sequence[str], *, output: bool = False) -> Contestant:
+    """The network alone."""
+    return Contestant(lambda problem: problem.step(lambda channels: nn.Identity(), constant, taps=taps, output=output))
+
+
+ENCODER_STEP = Kind(Training, {"ours": Contestant(encoder, "nt_xent", ours=True), "network": bare(ENCODER)})
+DECODER_STEP = Kind(
+    Training,
     {
         "ours": Contestant(ours, "mmgl", ours=True),
         "network and our heads": Contestant(lambda problem: problem.step(our_head, constant)),
-        "network": Contestant(lambda problem: problem.step(lambda channels: nn.Identity(), constant)),
+        "network": bare(DECODER),
         "plain": Contestant(plain, "mmgl"),
         "network and plain heads": Contestant(lambda problem: problem.step(plain_head, constant)),
     },
+)
+FINE_TUNING_STEP = Kind(
+    Training, {"ours": Contestant(fine_tuning, ours=True), "network": bare(DECODER[:2], output=True)}
 )
