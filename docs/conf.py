@@ -131,7 +131,26 @@ def _write_out(app, what, name, obj, options, lines):
             lines[i] = "".join(parts)
 
 
+def _lead_back(app, pagename, templatename, context, doctree):
+    """Pages of sources link back to the name under which a thing is documented; viewcode guesses its module."""
+    if not pagename.startswith("_modules/"):
+        return
+    known = app.env.domains["py"].objects
+
+    def documented(link):
+        page, name = link.groups()
+        while name not in known and "." in name:
+            _, _, name = name.partition(".")
+            name = next((full for full in known if full.endswith(f".{name}")), name)
+        return f'href="{page}#{name}"' if name in known else link[0]
+
+    context["body"] = re.sub(
+        r'href="([^"#]+)#(mmgl_losses[\w.]*)"', documented, context["body"]
+    )
+
+
 def setup(app):
+    app.connect("html-page-context", _lead_back)
     app.connect("builder-inited", _write_inventory, priority=100)  # before intersphinx
     app.connect(
         "autodoc-process-docstring", _write_out, priority=100
