@@ -62,7 +62,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
-maximum_signature_line_length = 72
+maximum_signature_line_length = 48  # as wide as a phone
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Shape"]
 nitpick_ignore_regex = [("py:.*", r".*")]
@@ -131,7 +131,26 @@ def _write_out(app, what, name, obj, options, lines):
             lines[i] = "".join(parts)
 
 
+def _lead_back(app, pagename, templatename, context, doctree):
+    """Pages of sources link back to the name under which a thing is documented; viewcode guesses its module."""
+    if not pagename.startswith("_modules/"):
+        return
+    known = app.env.domains["py"].objects
+
+    def documented(link):
+        page, name = link.groups()
+        while name not in known and "." in name:
+            _, _, name = name.partition(".")
+            name = next((full for full in known if full.endswith(f".{name}")), name)
+        return f'href="{page}#{name}"' if name in known else link[0]
+
+    context["body"] = re.sub(
+        r'href="([^"#]+)#(mmgl_losses[\w.]*)"', documented, context["body"]
+    )
+
+
 def setup(app):
+    app.connect("html-page-context", _lead_back)
     app.connect("builder-inited", _write_inventory, priority=100)  # before intersphinx
     app.connect(
         "autodoc-process-docstring", _write_out, priority=100

@@ -9,7 +9,6 @@ On images as simple as these they end level; what it is worth on real hearts is 
 
 import argparse
 import copy
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -25,38 +24,39 @@ SIZE = 32  # of a slice, along both axes
 def patient(number: int, slices: int = 8) -> tuple[Tensor, Tensor]:
     """The slices of one chest: images (slices, 1, SIZE, SIZE) and labels (slices, SIZE, SIZE)."""
     generator = torch.Generator().manual_seed(number)
-    draw = lambda low, high: low + (high - low) * torch.rand((), generator=generator).item()  # noqa: E731
+    u = lambda low, high: low + (high - low) * torch.rand((), generator=generator).item()  # noqa: E731
     y, x = torch.meshgrid(*[torch.linspace(-0.7, 0.7, SIZE)] * 2, indexing="ij")
-    y, x, size = y + draw(-0.1, 0.1), x + draw(-0.1, 0.1), draw(0.85, 1.15)
-    tissue, lung, muscle, blood = draw(0.35, 0.6), draw(0.05, 0.2), draw(0.4, 0.6), draw(0.6, 0.95)
-    ellipses = [  # label (0 is background), centre, radii, intensity: painted one over the other
+    y, x, size = y + u(-0.1, 0.1), x + u(-0.1, 0.1), u(0.85, 1.15)
+    tissue, lung, muscle, blood = u(0.35, 0.6), u(0.05, 0.2), u(0.4, 0.6), u(0.6, 0.95)
+    ellipses = [  # label (0 is background), centre, radii, intensity: each painted over the last
         (0, 0.0, 0.0, 0.92, 0.75, tissue),
         *[(0, side, 0.0, 0.33, 0.55, lung) for side in (-0.5, 0.5)],
-        (4, draw(0.2, 0.3), draw(0.4, 0.46), draw(0.12, 0.15), draw(0.12, 0.15), blood),
-        (3, draw(-0.2, -0.1), draw(-0.15, -0.05), draw(0.24, 0.3), draw(0.18, 0.24), blood * draw(0.85, 1)),
-        (2, 0.15, 0.0, draw(0.27, 0.32), draw(0.24, 0.3), muscle),
-        (1, 0.15, 0.0, draw(0.16, 0.2), draw(0.14, 0.18), blood),
+        (4, u(0.2, 0.3), u(0.4, 0.46), u(0.12, 0.15), u(0.12, 0.15), blood),
+        (3, u(-0.2, -0.1), u(-0.15, -0.05), u(0.24, 0.3), u(0.18, 0.24), blood * u(0.85, 1)),
+        (2, 0.15, 0.0, u(0.27, 0.32), u(0.24, 0.3), muscle),
+        (1, 0.15, 0.0, u(0.16, 0.2), u(0.14, 0.18), blood),
     ]
-    images, labels = torch.zeros(slices, SIZE, SIZE), torch.zeros(slices, SIZE, SIZE, dtype=torch.long)
-    for image, label, height in zip(images, labels, torch.linspace(-0.9, 0.2, slices).tolist(), strict=True):
-        for name, centre_x, centre_y, radius_x, radius_y, intensity in ellipses:
-            shrink = size * (1 - height**2) ** 0.5 if name in (1, 2, 3) else 1  # the heart ends; the rest goes on
-            inside = ((x - centre_x) / radius_x) ** 2 + ((y - centre_y) / radius_y) ** 2 < shrink**2
+    (images, labels), levels = torch.zeros(2, slices, SIZE, SIZE), torch.linspace(-0.9, 0.2, slices)
+    for image, label, level in zip(images, labels, levels.tolist(), strict=True):
+        for name, across, down, width, height, intensity in ellipses:
+            shrink = size * (1 - level**2) ** 0.5 if name in (1, 2, 3) else 1  # the heart ends
+            inside = ((x - across) / width) ** 2 + ((y - down) / height) ** 2 < shrink**2
             image[inside], label[inside] = intensity, name
     noise = 0.06 * torch.randn(slices, 1, SIZE, SIZE, generator=generator)
-    return F.avg_pool2d(images[:, None], 3, stride=1, padding=1) + noise, labels
+    return F.avg_pool2d(images[:, None], 3, stride=1, padding=1) + noise, labels.long()
 
 
 def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns, scales and moves each slice and its labels in a way of its own; changes the contrast of the image."""
-    n = len(images)
-    angle, scale, shift = torch.rand(n) / 2 - 0.25, 0.9 + torch.rand(n, 1, 1) / 5, 0.15 * (torch.rand(n, 2, 1) - 0.5)
+    """Turns, scales and moves each slice with its labels, and changes its contrast."""
+    angle, scale = torch.rand(n := len(images)) / 2 - 0.25, 0.9 + torch.rand(n, 1, 1) / 5
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
-    grid = F.affine_grid(torch.cat([turn * scale, shift], 2), list(images.shape), align_corners=False)
+    move = torch.cat([turn * scale, 0.15 * (torch.rand(n, 2, 1) - 0.5)], 2)
+    grid = F.affine_grid(move, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, align_corners=False)
-    labels = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].long()
+    labels = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)
     gamma, contrast = 0.75 + torch.rand(2, n, 1, 1, 1) / 2
-    return contrast * images.clamp(min=0) ** gamma + 0.06 * torch.randn_like(images), labels
+    noise = 0.06 * torch.randn_like(images)
+    return contrast * images.clamp(min=0) ** gamma + noise, labels[:, 0].long()
 
 
 def train(model: nn.Module, loss_of, data, *, views: int, steps: int, batch: int, rate: float, now_and_then=None):
@@ -74,7 +74,7 @@ def train(model: nn.Module, loss_of, data, *, views: int, steps: int, batch: int
             now_and_then()
 
 
-def pretrain(net: mmgl.UNet, everyone: Tensor, images: Tensor, labels: Tensor, steps: Sequence[int]) -> None:
+def pretrain(net: mmgl.UNet, everyone: Tensor, images: Tensor, labels: Tensor, steps: list[int]) -> None:
     """Stages one and two: the encoder on all slices, without labels; then all of it on the labelled ones."""
     contrast = mmgl.MultiScaleGlobalContrast(weights=(0.2, 0.2, 0.6))
     taps = {name: mmgl.GlobalHead for name in ("pools.1", "pools.2", "up")}
@@ -108,9 +108,9 @@ def finetune(net: mmgl.UNet, images: Tensor, labels: Tensor, validation: tuple, 
 @torch.no_grad()
 def dice(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Dice of each structure, over all slices together."""
-    found = [net(images).argmax(1) == c for c in range(1, 5)]
-    true = [labels == c for c in range(1, 5)]
-    return torch.stack([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(found, true, strict=True)])
+    predicted = net(images).argmax(1)
+    found = [(predicted == c, labels == c) for c in range(1, 5)]
+    return torch.stack([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in found])
 
 
 def join(patients: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def picture(columns: dict[str, Tensor]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many times, with other patients each time")
-    parser.add_argument("--steps", type=int, nargs=3, default=(150, 100, 300), help="of the three stages")
+    parser.add_argument("--steps", type=int, nargs=3, default=[150, 100, 300], help="of the three stages")
     options = parser.parse_args()
     for seed in range(options.seeds):
         patients = [patient(100 * seed + number) for number in range(38)]

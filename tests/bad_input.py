@@ -309,6 +309,8 @@ for make, levels, rest in (
     wrong_value("Expected at least one of `weights` above 0, got (0.0, 0.0).", make, weights=(0.0, 0.0))
     loss, named = make(weights=(0.5, 0.5)), make(weights={"a": 0.5, "b": 0.5})
     argument = {MultiScaleGlobalContrast: "embeddings", MultiScaleLocalSupCon: "features"}.get(make, "logits")
+    for call in (loss, loss.diagnose, named):  # as many weights as the pair has parts
+        wrong_type(f"Expected `{argument}` to be a sequence or mapping of tensors, one per level, got the pair that a tapped model returns. Take it apart", call, (levels[0], {"a": levels[1]}), *rest)
     for call in (loss, loss.diagnose):
         wrong_value(f"Expected 2 levels in `{argument}`, one per weight of (0.5, 0.5), got 1. Give as many", call, levels[1:], *rest)
         wrong_type(f"Expected `{argument}` to be a sequence or mapping of tensors, one per level, got a tensor of shape", call, levels[0], *rest)
@@ -320,7 +322,7 @@ for make, levels, rest in (
 
 wrong_value("Expected as many rows at each level of `embeddings`, got [4, 2].", MultiScaleGlobalContrast(weights=(0.5, 0.5)), [E, E[:2]])
 wrong_value("Expected `keys` and `key_instances` together, got `key_instances` alone.", MultiScaleGlobalContrast(weights=(1.0,)), [E], IDS, key_instances=IDS)
-wrong_value("Expected 1 levels in `keys`, one per weight of (1.0,), got 2.", MultiScaleGlobalContrast(weights=(1.0,)), [E], IDS, keys=[E, E], key_instances=IDS)
+wrong_value("Expected 1 level in `keys`, one per weight of (1.0,), got 2.", MultiScaleGlobalContrast(weights=(1.0,)), [E], IDS, keys=[E, E], key_instances=IDS)
 wrong_value("Expected `temperature` to be a finite number above 0, got -1.0.", MultiScaleGlobalContrast, temperature=-1.0)
 wrong_type("Expected `temperature` to be a finite number above 0, got a tensor. A loss module has no parameters", MultiScaleGlobalContrast, temperature=nn.Parameter(torch.tensor(0.1)))
 wrong_type("Expected `temperature` to be a finite number above 0, got a tensor. A loss module has no parameters", MultiScaleLocalSupCon, temperature=torch.tensor(0.1, requires_grad=True))
@@ -435,6 +437,8 @@ wrong_type(heads + "list.", attach_heads, NET, IMAGE, [UP])
 wrong_value(heads + "an empty one.", attach_heads, NET, IMAGE, {})
 wrong_type("Expected `heads['encoder.up']` to be a module, or to make one from a number of channels, got int.", attach_heads, NET, IMAGE, {UP: 128})
 wrong_type("Expected `heads['encoder.up']` to make a torch.nn.Module, got int.", attach_heads, NET, IMAGE, {UP: lambda channels: channels})
+wrong_type("Expected `heads['encoder.up']` to make a head from the number of channels alone, got one that says: missing a required argument: 'out_channels'. Give the rest with `functools.partial`", attach_heads, NET, IMAGE, {UP: SegmentationHead})
+wrong_type("Expected `heads['encoder.up']` to make a head from the number of channels alone, got one that says: too many", attach_heads, NET, IMAGE, {UP: lambda: nn.Identity()})
 wrong_value("Expected the name of a module of the network, got 'encoder.blocks.7'. Close matches: 'encoder.blocks", attach_heads, NET, IMAGE, {"encoder.blocks.7": GlobalHead})
 wrong_type("Expected the name of a module of the network, got 7 of type int.", attach_heads, NET, IMAGE, {7: GlobalHead})
 wrong_type("Expected `output` to be True or False, got 'no' of type str.", attach_heads, NET, IMAGE, {UP: GlobalHead}, output="no")

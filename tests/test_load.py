@@ -51,6 +51,10 @@ def test_a_long_list_is_counted():
             "they begin with 'module.', .*removeprefix",
         ),
         (lambda net: net.encoder.state_dict(), "no name begins with 'encoder.'. They are those of `net.encoder`"),
+        (
+            lambda net: nn.Linear(5, 5).state_dict(),
+            "names such as 'weight' beside 'encoder.blocks.0",
+        ),  # not of any part
         (lambda net: {"w": torch.ones(1)}, "names such as 'w' beside 'encoder.blocks.0"),
         (lambda net: {}, "got an empty mapping"),
         (lambda net: UNet(1, 4, channels=(6, 7, 8)).state_dict(), "has another shape there"),

@@ -29,25 +29,22 @@ y, x = torch.meshgrid(*[torch.linspace(-1, 1, 96)] * 2, indexing="ij")
 
 
 def heart(shift: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """A made-up slice of a chest and its labels, (96, 96) each; `shift` makes another patient of it."""
+    """A made-up slice of a chest and its labels, (96, 96) each; `shift` makes another patient."""
 
-    def inside(
-        centre_x: float, centre_y: float, radius_x: float, radius_y: float
-    ) -> torch.Tensor:
-        return ((x - centre_x) / radius_x) ** 2 + ((y - centre_y) / radius_y) ** 2 < 1
+    def inside(across: float, down: float, width: float, height: float) -> torch.Tensor:
+        return ((x - across) / width) ** 2 + ((y - down) / height) ** 2 < 1
 
     image, labels = 0.35 * inside(0, 0, 0.98, 0.9), torch.zeros(96, 96, dtype=torch.long)
     image[inside(-0.62, 0.1, 0.3, 0.62) | inside(0.62, 0.1, 0.3, 0.62)] = 0.08  # the lungs
-    for label, (right, down, width, height, brightness) in enumerate(STRUCTURES.values(), 1):
-        where = inside(right + shift, down - shift, width, height + shift)
+    for label, (across, down, width, height, brightness) in enumerate(STRUCTURES.values(), 1):
+        where = inside(across + shift, down - shift, width, height + shift)
         image[where], labels[where] = brightness, label
     return image + 0.05 * torch.randn(96, 96), labels
 
 
 (image, labels), (other, other_labels) = heart(0.0), heart(0.08)
-images = torch.stack(
-    [image, image.flip(1), other]
-)  # an image, its mirrored augmentation, another image
+# An image, its mirrored augmentation, another image.
+images = torch.stack([image, image.flip(1), other])
 batch = torch.stack([labels, labels.flip(1), other_labels])
 points = resample(batch, (24, 24))
 ventricle = (points[0] == 3).nonzero()
@@ -65,34 +62,25 @@ def roles(pairs: str, background: str) -> torch.Tensor:
 
 
 def picture(rows: list[tuple[str, str]]) -> None:
-    _, axes = plt.subplots(
-        len(rows), 3, figsize=(7, 2.4 * len(rows)), layout="constrained", squeeze=False
-    )
+    size = (7, 2.4 * len(rows))
+    _, axes = plt.subplots(len(rows), 3, figsize=size, layout="constrained", squeeze=False)
+    pixels = torch.arange(24) * 4 + 2
+    y, x = torch.meshgrid(pixels, pixels, indexing="ij")
     for row, (pairs, background) in zip(axes, rows, strict=True):
         role = roles(pairs, background)
         for i, axis in enumerate(row):
             axis.imshow(images[i].numpy(), cmap="gray")
-            y, x = torch.meshgrid(
-                torch.arange(24) * 4 + 2, torch.arange(24) * 4 + 2, indexing="ij"
-            )
             for value, colour in ((1, "#2ca25f"), (-1, "#de2d26")):
                 chosen = role[i] == value
                 axis.scatter(x[chosen], y[chosen], s=7, color=colour, linewidths=0)
-            if i == 0:
-                axis.scatter(
-                    anchor[2] * 4 + 2,
-                    anchor[1] * 4 + 2,
-                    s=45,
-                    color="white",
-                    edgecolors="black",
-                    zorder=3,
-                )
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
+        _, down, across = anchor
+        row[0].scatter(
+            x[down, across], y[down, across], s=45, color="white", edgecolors="black"
+        )
         row[0].set_ylabel(f'pairs="{pairs}"\nbackground="{background}"')
-    for axis, title in zip(
-        axes[0], ("an image", "its augmentation", "another image"), strict=True
-    ):
+    titles = ("an image", "its augmentation", "another image")
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
     plt.show()
 
@@ -116,7 +104,5 @@ for background in ("anchor", "key", "ignore"):
     for pairs in ("image", "batch"):
         loss = MultiScaleLocalSupCon(weights=(1.0,), pairs=pairs, background=background)
         level = loss.diagnose(features, batch).levels[0]
-        anchors = sum(level.valid.values())
-        print(
-            f"{pairs:>6} {background:>7}: {anchors:5} anchors, {level.positives:6.1f} positives each"
-        )
+        anchors, each = sum(level.valid.values()), level.positives
+        print(f"{pairs:>6} {background:>7}: {anchors:5} anchors, {each:6.1f} positives each")

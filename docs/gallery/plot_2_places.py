@@ -25,36 +25,23 @@ cell = size / level
 ours_feature = (places(level, m) + 0.5) * cell
 ours_label = places(size, m) + 0.5
 their_feature = (torch.arange(level)[::stride] + 0.5) * cell
-their_label = (
-    F.interpolate(pixels[None, None], size=len(their_feature), mode="nearest")[0, 0] + 0.5
-)
+their_label = F.interpolate(pixels[None, None], size=len(their_feature))[0, 0] + 0.5
 
 fig, axes = plt.subplots(2, 1, figsize=(7, 2.8), sharex=True, layout="constrained")
+theirs = "features[::4], and labels resized by nearest neighbour"
 for axis, feature, label, title in (
-    (
-        axes[0],
-        their_feature,
-        their_label,
-        "features[::4], and labels resized by nearest neighbour",
-    ),
+    (axes[0], their_feature, their_label, theirs),
     (axes[1], ours_feature, ours_label, "both by sampling.places"),
 ):
     outside = (feature - label).abs() > cell / 2 + 0.5
     for place in feature.tolist():
-        axis.axvspan(
-            place - cell / 2, place + cell / 2, color="#0072b2", alpha=0.25, linewidth=0
-        )
+        axis.axvspan(place - cell / 2, place + cell / 2, color="#0072b2", alpha=0.25, lw=0)
     axis.scatter(label, torch.zeros(m), s=50, color="#d55e00", zorder=3)
-    axis.set_title(
-        f"{title}: {int(outside.sum())} of {m} labels from outside their feature",
-        loc="left",
-        fontsize=9,
-    )
+    title = f"{title}: {int(outside.sum())} of {m} labels from outside their feature"
+    axis.set_title(title, loc="left", fontsize=9)
     axis.set(yticks=[], ylim=(-1, 1))
     axis.spines["left"].set_visible(False)
-axes[1].set_xlabel(
-    "pixel of the image: what a feature covers (blue), and where its label is taken (orange)"
-)
+axes[1].set_xlabel("pixel: what a feature covers (blue), and where its label is taken (orange)")
 plt.show()
 
 # %%

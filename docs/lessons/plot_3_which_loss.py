@@ -69,10 +69,9 @@ print(history[-1])
 # progress can.
 
 for formula in ("supcon", "supcon_in", "mmgl"):
-    report = MultiScaleLocalSupCon(weights=(0.4, 0.6), formula=formula).diagnose(points, labels)
-    print(
-        f"{formula:>9}: loss {sum(x.weight * x.loss for x in report.levels):8.4f}, progress {report.progress:.2f}"
-    )
+    other = MultiScaleLocalSupCon(weights=(0.4, 0.6), formula=formula)
+    progress = other.diagnose(points, labels).progress
+    print(f"{formula:>9}: loss {other(points, labels).item():8.4f}, progress {progress:.2f}")
 
 # %%
 # Which points are compared
@@ -85,9 +84,8 @@ for pairs in ("image", "batch"):
     for background in ("anchor", "key", "ignore"):
         options = MultiScaleLocalSupCon(weights=(1.0,), pairs=pairs, background=background)
         level = options.diagnose(points[1:], labels).levels[0]
-        print(
-            f"{pairs:>6} {background:>7}: {sum(level.valid.values()):4} anchors, {level.positives:6.1f} positives each"
-        )
+        anchors, each = sum(level.valid.values()), level.positives
+        print(f"{pairs:>6} {background:>7}: {anchors:4} anchors, {each:6.1f} positives each")
 
 # %%
 # When there is nothing to learn

@@ -63,8 +63,9 @@ def pair_logsumexp(
 
     .. math::
         \mathrm{positives}_i = \log \sum_{j \in P(i)} w_j \exp(s_{ij}), \quad
-        \mathrm{negatives}_i = \log \sum_{j \in N(i)} w_j \exp(s_{ij}), \quad
-        s_{ij} = \mathrm{anchors}_i \cdot \mathrm{keys}_j / \tau
+        \mathrm{negatives}_i = \log \sum_{j \in N(i)} w_j \exp(s_{ij})
+
+    .. math:: s_{ij} = \mathrm{anchors}_i \cdot \mathrm{keys}_j / \tau
 
     with P(i) the keys of the same id, the anchor's own key left out, and N(i) the keys of other ids. In plain
     torch, for one group, with the anchors as keys::
@@ -148,8 +149,9 @@ def pair_terms(
 
     .. math::
         \mathrm{positive\_sum}_i = \sum_{j \in P(i)} s_{ij}
-            = \mathrm{anchors}_i \cdot \Big(\sum_{j \in P(i)} \mathrm{keys}_j\Big) / \tau, \quad
-        \mathrm{self\_logit}_i = \mathrm{anchors}_i \cdot \mathrm{anchors}_i / \tau
+            = \mathrm{anchors}_i \cdot \Big(\sum_{j \in P(i)} \mathrm{keys}_j\Big) / \tau
+
+    .. math:: \mathrm{self\_logit}_i = \mathrm{anchors}_i \cdot \mathrm{anchors}_i / \tau
 
     Args:
         anchors: (*groups, N, D), floating point.

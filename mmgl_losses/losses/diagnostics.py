@@ -27,7 +27,7 @@ class LevelDiagnostics:
 
     @property
     def above_floor(self) -> float:
-        """The loss minus its floor: what is left to learn."""
+        """What is left to learn, the loss minus its floor."""
         return self.loss - self.floor
 
     @property

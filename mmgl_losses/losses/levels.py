@@ -269,6 +269,10 @@ def _paired(name: str, values: object, weights: Weights) -> list[tuple[str | int
         )
         expected = f"`{name}` to be a sequence or mapping of tensors, one per level"
         raise TypeError(message(expected, f"a tensor of shape {checks.shape(values)}", cure))
+    if isinstance(values, Sequence) and len(values) == 2 and isinstance(values[1], Mapping):
+        cure = "Take it apart: `output, levels = tapped(images)`."
+        expected = f"`{name}` to be a sequence or mapping of tensors, one per level"
+        raise TypeError(message(expected, "the pair that a tapped model returns", cure))
     if isinstance(weights, Mapping):
         if not isinstance(values, Mapping) or set(values) != set(weights):
             got = list(values) if isinstance(values, Mapping) else type(values).__name__
@@ -280,7 +284,9 @@ def _paired(name: str, values: object, weights: Weights) -> list[tuple[str | int
         raise TypeError(message(expected, type(values).__name__, cure))
     items = list(values.items()) if isinstance(values, Mapping) else list(enumerate(values))
     if len(items) != len(weights):
-        expected = f"{len(weights)} levels in `{name}`, one per weight of {tuple(weights)}"
+        expected = (
+            f"{len(weights)} level{'s' if len(weights) != 1 else ''} in `{name}`, one per weight of {tuple(weights)}"
+        )
         cure = "Give as many weights as levels."
         if isinstance(values, Mapping):
             cure = f"Give as many weights as levels, or take the levels out of {', '.join(map(repr, values))}."

@@ -1,5 +1,6 @@
 """Heads on the features of any network, each with as many channels as its feature has."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ def attach_heads(
         if node is not None and node.map is not None and not node.map.plain:
             arranged[name] = Arranged(name, selectors.get(name), node.map, trace.image)
         if not isinstance(head, nn.Module):
-            head = _head(name, head(channels)).to(feature.device, feature.kind)
+            head = _made(name, head, channels).to(feature.device, feature.kind)
         built[name] = head
     return TappedModel(net, built, output=output, selectors=arranged, calls=calls)
 
@@ -143,8 +144,17 @@ def _channels(name: str, size: torch.Size, node: Node | None) -> int:
     return size[1]
 
 
-def _head(name: str, value: object) -> nn.Module:
-    """What makes a head made a module."""
+def _made(name: str, factory: HeadFactory, channels: int) -> nn.Module:
+    """The head that `factory` makes of a number of channels."""
+    try:
+        inspect.signature(factory).bind(channels)
+    except ValueError:  # of some callables no signature is known
+        pass
+    except TypeError as error:
+        cure = "Give the rest with `functools.partial`, such as `partial(SegmentationHead, out_channels=4)`."
+        expected = f"`heads[{name!r}]` to make a head from the number of channels alone"
+        raise TypeError(checks.message(expected, f"one that says: {error}", cure)) from None
+    value = factory(channels)
     if not isinstance(value, nn.Module):
         raise TypeError(checks.message(f"`heads[{name!r}]` to make a torch.nn.Module", type(value).__name__))
     return value

@@ -104,20 +104,25 @@ def _nothing_fits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], other:
         return checks.message(expected, f"none: {name!r} has another shape there, {both}")
     if not given:
         return checks.message(expected, "an empty mapping")
-    for name in given:
-        if prefix := _beyond(name, own):
-            cure = f"Take it off: `{{k.removeprefix({prefix!r}): v for k, v in weights.items()}}`."
-            return checks.message(expected, f"none: they begin with {prefix!r}, as {name!r} does", cure)
-    for name in own:
-        if prefix := _beyond(name, given):
-            cure = f"They are those of `net.{prefix[:-1]}`: load them into that."
-            return checks.message(expected, f"none: no name begins with {prefix!r}", cure)
+    if prefix := _prefix(given, own):
+        cure = f"Take it off: `{{k.removeprefix({prefix!r}): v for k, v in weights.items()}}`."
+        name = next(name for name in given if name.startswith(prefix))
+        return checks.message(expected, f"none: they begin with {prefix!r}, as {name!r} does", cure)
+    if prefix := _prefix(own, given):
+        cure = f"They are those of `net.{prefix[:-1]}`: load them into that."
+        return checks.message(expected, f"none: no name begins with {prefix!r}", cure)
     if not own:
         return checks.message(expected, "a network without parameters")
     return checks.message(expected, f"none: names such as {next(iter(given))!r} beside {next(iter(own))!r}")
 
 
-def _beyond(name: str, names: Mapping[str, object]) -> str:
-    """What stands before one of `names` in `name`, with the dot: ``module.``; nothing where there is none."""
-    starts = [i + 1 for i, letter in enumerate(name) if letter == "."]
-    return next((name[:start] for start in starts if name[start:] in names), "")
+def _prefix(longer: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> str:
+    """What stands before `names` in `longer`, with the dot: ``module.``; nothing unless most tensors fit then."""
+    starts = {name[: i + 1] for name in longer for i, letter in enumerate(name) if letter == "."}
+    best, most = "", 0.5
+    for start in sorted(starts):
+        behind = {name.removeprefix(start): value for name, value in longer.items() if name.startswith(start)}
+        fit = sum(_shape(names[name]) == _shape(value) for name, value in behind.items() if name in names)
+        if (share := fit / min(len(behind), len(names))) > most:
+            best, most = start, share
+    return best

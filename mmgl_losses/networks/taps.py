@@ -206,8 +206,8 @@ class TappedModel(nn.Module):
             loss: any tensor computed from the output of this model, its graph attached.
 
         Returns:
-            The names of the parameters that were frozen here. To undo it:
-            ``for name in frozen: tapped.get_parameter(name).requires_grad_(True)``.
+            The names of the parameters that were frozen here. To undo it, call ``requires_grad_(True)`` on each
+            ``tapped.get_parameter(name)``.
 
         Raises:
             ValueError: `loss` depends on no parameter of this model, or reentrant checkpointing hides them.

@@ -260,7 +260,7 @@ def check_loss(
         skip: names of laws that the loss is meant to break.
 
     Returns:
-        The names of the laws that were checked: some apply to some losses only.
+        The names of the laws that were checked. Some apply to some losses only.
 
     Raises:
         ConformanceError: a law does not hold; it lists all that do not.

@@ -24,7 +24,7 @@ def refuses(problem: Problem) -> str | None:
     """Why this problem cannot go this way."""
     anchors, cure = problem.anchors, "Use impl='tiled', or impl='auto'."
     if not _INSTALLED:
-        cure = "`pip install triton` (it comes with torch for CUDA), or use impl='auto'."
+        cure = "Install it with `pip install \"mmgl-losses[triton]\"` (torch for CUDA brings it), or use impl='auto'."
         return message("Triton to be installed for impl='fused'", "none", cure)
     if torch.float64 in (anchors.dtype, problem.precision):
         return message("features in float32 or half precision for impl='fused'", torch.float64, cure)
