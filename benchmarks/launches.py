@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.compile_kernels import recorders
+from benchmarks.kernel_uses import recorders
 
 FREE = ("empty", "detach", "alias", "set_", "_unsafe_view")  # beside views
 INSIDE = {"aten.masked_fill": 2, "aten.sort": 2, "aten.cumsum": 2}  # a copy and a fill; indices and at least one pass

@@ -17,11 +17,13 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.compile_kernels import Resources, Use, compiled, listed, resources, tool
+from benchmarks.compile_kernels import Resources, compiled, resources, tool
+from benchmarks.kernel_uses import WIDTHS, Use, listed
 
 ARCH, CLOCK, MULTIPROCESSORS = 90, 1.755e9, 132
 CEILINGS = {"bf16_tflop_s": 800.0, "tf32_tflop_s": 400.0, "exp_t_s": 3.7}  # of an H100, the first of them measured
 TENSOR = 4096 * 800 / 949  # operations a clock of a multiprocessor in half precision, as large products reach them
+SYNCHRONOUS = 0.63  # of that rate is what products of single warps reach: Luo et al., arXiv:2402.13499, section V
 BATCH = 8
 # Clocks of a quarter of a multiprocessor for an instruction of a warp, by the unit that carries it out.
 UNITS = {
@@ -84,6 +86,10 @@ def counted(body: list[str]) -> Loop:
         if size:
             products += 2.0 * int(size[1]) * int(size[2]) * int(size[3]) * (2 if size[4] else 1)
             continue
+        size = re.search(r"HMMA\.16(8)(4|8|16)\.F32(\.TF32)?", text)
+        if size:  # of one warp
+            products += 4 * 2.0 * 16 * int(size[1]) * int(size[2]) * (2 if size[3] else 1) / SYNCHRONOUS
+            continue
         operation = name.split(".")[0]
         if operation.startswith(("U", "BAR", "WARP", "DEPBAR", "NOP", "BRA", "BSSY", "BSYNC", "R2UR", "S2")):
             continue  # of another unit, or none
@@ -117,8 +123,6 @@ def tiles(n: int, x: int, y: int, *, triangle: bool) -> tuple[int, int]:
 
 def usual(kernel: str, dtype: str, width: int, *, total: bool = False) -> Use:
     """The launch of a kernel for anchors that are the keys, with a bound; with the sum of logits or without."""
-    from benchmarks.compile_kernels import WIDTHS
-
     assert width in WIDTHS
     for use in listed((dtype,), (width,), ARCH, everything=False):
         plain = use.options.get("SELF", "same") == "same" and not use.options.get("WEIGHTED")

@@ -47,8 +47,12 @@ def main(words: list[str] | None = None) -> int:
     if parser.parse_args(words).command is None:
         print("\n".join(lines()))
         return 0
-    found, good = check.report(devices())
-    print("Please paste this into a report:\n\n```\n" + "\n".join([*machine(), *found]) + "\n```")
+    print(
+        "This takes about a minute. Please paste what follows into a report:\n\n```\n" + "\n".join(machine()),
+        flush=True,
+    )
+    good = check.report(devices(), lambda line: print(line, flush=True))
+    print("```")
     return 0 if good else 1
 
 

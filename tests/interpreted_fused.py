@@ -354,6 +354,18 @@ def test_rows_that_take_no_part_may_hold_nan():
     torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
 
 
+def test_channels_more_than_two_to_the_31_apart():
+    """Of a large volume: offsets within a point do not fit into 32 bits. Memory is reserved, and hardly any used."""
+    channel = 2**30 + 5
+    far = torch.empty(2 * channel + 5, dtype=torch.float16).as_strided((1, 3, 5), (0, channel, 1))
+    near = torch.randn(1, 3, 5).half()
+    far.copy_(near)
+    labels = torch.tensor([[0, 1, 0, 1, 1]])
+    with tiles(few=1000):
+        got, wanted = (local_supcon(features, labels, impl="fused") for features in (far, near))
+    assert got == wanted
+
+
 def test_only_the_gradients_asked_for():
     """Of anchors, of keys, of both or of neither, and each is what it is where both are asked for."""
     anchors, ids, options = problem("keys of their own, self")

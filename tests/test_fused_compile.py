@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import roofline
-from benchmarks.compile_kernels import SHARED, Resources, Use, attempt, compiled, listed, resources
+from benchmarks.compile_kernels import SHARED, Resources, attempt, beyond, bounds, compiled, resources
+from benchmarks.kernel_uses import Use, kernel, listed, spread
 from mmgl_losses.contrast import fused, pose
 
 PRODUCTS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -17,11 +18,12 @@ PRODUCTS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 BOUNDS = {
     ("bfloat16", 64): {"credit": (2, 0), "rows": (4, 0), "weigh": (3, 0)},
     ("bfloat16", 128): {"credit": (2, 0), "rows": (4, 0), "weigh": (2, 0)},
-    ("float32", 64): {"credit": (1, 0), "rows": (1, 0), "weigh": (1, 0)},
+    ("float32", 64): {"credit": (2, 0), "rows": (4, 0), "weigh": (2, 0)},
+    ("float32", 128): {"credit": (1, 0), "rows": (2, 0), "weigh": (2, 0)},
 }
 
 
-CASES = [(90, *case) for case in BOUNDS] + [(arch, "float16", 64) for arch in (80, 100)] + [(80, "float32", 64)]
+CASES = [(90, *case) for case in BOUNDS] + [(arch, "float16", 64) for arch in (80, 100)] + [(80, "float32", 128)]
 
 
 @pytest.mark.parametrize(("arch", "dtype", "width"), CASES)
@@ -30,10 +32,12 @@ def test_fits_and_uses_tensor_cores(kernel, arch, dtype, width):
     use = usual(kernel, dtype, width, arch)
     found = compiled(use, arch)
     used = resources(found, arch)
-    assert found.asm["ptx"].count(PRODUCTS[arch]) >= 4, "products are not on tensor cores"
+    products = PRODUCTS[80] if (kernel, dtype, width) == ("weigh", "float32", 128) else PRODUCTS[arch]
+    assert found.asm["ptx"].count(products) >= 4, "products are not on tensor cores"
     assert 0 < used.registers <= 255
     assert used.shared <= (SHARED[arch] - 1) * 1024
-    blocks, stack = BOUNDS[dtype, width][kernel] if arch == 90 else (1, 0)
+    assert not beyond(use, used)
+    blocks, stack = BOUNDS[dtype, width][kernel] if arch == 90 else bounds(use)
     assert used.blocks >= blocks
     assert used.stack <= stack
 
@@ -59,21 +63,19 @@ def test_every_kind_of_launch_is_listed():
     assert {name: len(found) for name, found in kinds.items()} == {
         "arrange": 2, "credit": 2, "rows": 12, "results": 6, "losses": 6, "factors": 2, "weigh": 20, "add_up": 1,
     }  # fmt: skip
-    for kernel, options in (
+    for ending, options in (
         ("arrange", {"SIDE": 3, "SORTED": 2, "MASKED": 2, "RANGES": 2, "SELF": 2, "UNIT": 2, "SHIFT": 2}),
         ("losses", {"NAME": 4, "CREDIT": 2, "AVERAGE": 2, "MASKED": 2}),
         ("rows", {"SUM": 2}),
         ("credit", {"SUM": 2}),
         ("weigh", {"WHOLE": 2, "UNIT": 2}),
     ):
-        found = [use.options for use in uses if use.kernel.endswith(f".{kernel}")]
-        assert {name: len({x[name] for x in found}) for name in options} == options, kernel
+        found = [use.options for use in uses if use.name == ending]
+        assert {name: len({x[name] for x in found}) for name in options} == options, ending
 
 
 def test_what_is_compiled_is_what_is_launched():
     """Every integer may be any, and every tensor begins at a round address: there is one kernel for each launch."""
-    from benchmarks.compile_kernels import kernel
-
     for use in listed(("bfloat16",), (64,), 90, everything=False):
         function = kernel(use.kernel)
         for parameter, value in zip(function.params, use.arguments, strict=False):
@@ -90,17 +92,67 @@ def test_a_launch_that_does_not_compile_is_a_row():
     assert row["arch"] == 90
 
 
+def test_what_takes_too_much_is_beyond_its_bounds():
+    """In half precision two blocks and nothing spilled, up to 128 numbers; tiles that are only tried may do worse."""
+    use = usual("weigh", "bfloat16", 64, 90)
+    good = Resources(168, 0, 49152, 3)
+    assert beyond(use, good) == []
+    assert beyond(use, good._replace(blocks=1, stack=8)) == ["1 blocks, at least 2", "8 bytes of stack, at most 0"]
+    assert beyond(use._replace(tried=True), good._replace(blocks=1, stack=8)) == []
+    single = usual("weigh", "float32", 64, 90)
+    assert beyond(single, good._replace(blocks=1, stack=64)) == []
+    assert beyond(single, good._replace(stack=72)) == ["72 bytes of stack, at most 64"]
+
+
+def test_kernels_take_turns_before_variants():
+    """However few of the launches are compiled, they are of as many kernels, types and widths as they can be."""
+    uses = [(arch, use) for arch in (80, 90) for use in listed(("bfloat16", "float32"), (16, 64), arch)]
+    found = spread([(90, uses[0][1]._replace(tried=True)), *uses])
+    assert sorted(found[:-1], key=str) == sorted(uses, key=str)
+    assert found[-1][1].tried
+    kinds = [(arch, use.name, use.dtype, use.width) for arch, use in found[:-1]]
+    assert len(set(kinds[: len(set(kinds))])) == len(set(kinds)) >= 2 * 2 * 2 * 5
+    assert spread(uses[::-1]) == found[:-1]
+
+
 def test_lists_go_to_another_environment(tmp_path):
-    """And a cache that is filled there holds what was compiled."""
+    """A cache that is filled there holds what was compiled, and a report goes on where it ends."""
     path, out, cache = tmp_path / "uses.json", tmp_path / "out.jsonl", tmp_path / "cache"
-    use = next(use for use in listed(("bfloat16",), (64,), 90, everything=False) if use.kernel.endswith("factors"))
-    path.write_text(json.dumps([(90, *use)]))
-    command = [sys.executable, "-m", "benchmarks.compile_kernels", "--uses", path, "--cache", cache, "--out", out]
-    done = subprocess.run([*command, "--architectures", "90"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "1 of 1 kernels compile" in done.stdout
+    uses = [use for use in listed(("bfloat16",), (64,), 90, everything=False) if use.name == "factors"]
+    assert len(uses) == 2
+    path.write_text(json.dumps([(90, *use) for use in uses]))
+
+    def run(*more: str) -> str:
+        command = [sys.executable, "-m", "benchmarks.compile_kernels", "--uses", path, "--cache", cache, "--out", out]
+        done = subprocess.run([*command, "--architectures", "90", *more], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "1 of 1 kernels compile, 0 beyond their bounds" in run("--first", "1")
     assert json.loads(out.read_text())["stack"] == 0
     assert any(cache.glob("*/factors.cubin"))
+    before = out.read_text()
+    said = run()
+    assert "2 of 2 kernels compile" in said
+    assert before not in said  # not compiled again
+    assert out.read_text().startswith(before)
+    assert len(out.read_text().splitlines()) == 2
+    assert run().startswith("2 of 2 kernels compile")
+
+
+def test_a_cache_filled_without_tensors_is_found_with_them(tmp_path):
+    """What stands for tensors gives the keys that tensors give."""
+    import triton
+
+    use = next(use for use in listed(("bfloat16",), (64,), 90, everything=False) if use.name == "factors")
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path)
+        compiled(use, 90)
+        before = {*tmp_path.glob("*")}
+        tensors = [torch.empty(64, dtype=getattr(torch, x)) if isinstance(x, str) else x for x in use.arguments]
+        kernel(use.kernel).device_caches.clear()
+        kernel(use.kernel).warmup(*tensors, grid=(1,), **use.options)
+        assert before == {*tmp_path.glob("*")} != set()
 
 
 def test_blocks_of_a_multiprocessor():

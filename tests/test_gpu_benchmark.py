@@ -100,8 +100,8 @@ CEILINGS = {
 }
 
 
-def measured(seconds: float, name: str, n: int = 6400) -> dict:
-    return {"n": n, "d": 64, "dtype": "bfloat16", "contestant": name, "seconds": seconds}
+def measured(seconds: float, name: str, n: int = 6400, **more) -> dict:
+    return {"batch": 8, "n": n, "d": 64, "dtype": "bfloat16", "contestant": name, "seconds": seconds} | more
 
 
 @pytest.mark.parametrize("rate", [800.0, 300.0])
@@ -111,7 +111,8 @@ def test_the_summary_holds_figures_against_aims(rate):
         CEILINGS | {"bf16_tflop_s": rate},
         {"phase": "headline", "item": "a", "state": "done", "rows": [measured(0.2e-3, "fused, kernels alone")]},
         {"phase": "competitors", "item": "b", "state": "done",
-         "rows": [measured(0.5e-3, "fused"), measured(0.6e-3, "flex_attention"), measured(30e-3, "plain")]},
+         "rows": [measured(0.5e-3, "fused", gradient_error=2e-3), measured(0.6e-3, "flex_attention"), measured(30e-3, "plain")]},
+        {"phase": "headline", "item": "f", "state": "done", "rows": [measured(0.1, "fused", 110_592, peak_mib=8000.0)]},
         {"phase": "kernels", "item": "c", "state": "done", "kernel": "credit", "n": 6400, "d": 64, "tile": "usual", "seconds": 1e-4},
         {"phase": "kernels", "item": "d", "state": "done", "kernel": "credit", "n": 6400, "d": 64, "tile": [64, 64, 4, 2], "seconds": 5e-5},
         {"phase": "module", "item": "e", "state": "done", "formula": "supcon", "n": 1600, "d": 64, "eager": 1e-3, "graph": 90e-6},
@@ -125,6 +126,21 @@ def test_the_summary_holds_figures_against_aims(rate):
     assert ("1.2 times as fast as flex_attention: MISSED (aim 1.5)" in text) == (rate == 800)
     assert ("60 times as fast as plain: met" in text) == (rate == 800)
     assert ("in a graph: 90 us: MISSED" in text) == (rate == 800)
+    assert "gradient in bfloat16 off by 0.002: met (aim 0.003)" in text
+    assert "110592 x 64: 1000 MiB an image: met (aim 1024)" in text
+
+
+def test_times_count_where_the_ceilings_are_missing():
+    """The process that measures them was stopped: an H100's stand in, and the summary says so."""
+    rows = [
+        {"phase": "machine", "item": "versions", "state": "done", "device": "NVIDIA H200"},
+        {"phase": "kernels", "item": "c", "state": "done", "kernel": "credit", "n": 6400, "d": 64, "tile": "usual", "seconds": 1e-4},
+    ]  # fmt: skip
+    text = "\n".join(gpu_summary.summary(rows)[0])
+    assert "an H100's stand in" in text
+    assert "credit 6400 x 64: 0.1000 ms (44% of the floor)" in text
+    rows[0]["device"] = "none: interpreted on the CPU"
+    assert "no CUDA figure was measured" in gpu_summary.summary(rows)[0]
 
 
 def test_the_summary_stays_short():

@@ -200,26 +200,26 @@ def apart(impl: str, device: str) -> tuple[list[dict[str, Any]], str | None]:
     return [json.loads(line) for line in said.splitlines() if line.startswith("{")], end
 
 
-def report(devices: tuple[str, ...]) -> tuple[list[str], bool]:
-    """A line for each engine and device, with what was wrong below it, and whether nothing was."""
-    lines, good = [], True
+def report(devices: tuple[str, ...], say: Callable[[str], None]) -> bool:
+    """Say a line for each engine and device as soon as it is known, and what was wrong below it. Whether nothing was."""
+    good = True
     for device in devices:
         times: dict[str, float] = {}
         for impl, engine in ENGINES.items():
             reason = engine.refuses(problem(2, device))
             if reason is not None:
-                lines.append(f"{impl:<9} on {device}: not there. {reason}")
+                say(f"{impl:<9} on {device}: not there. {reason}")
                 continue
             found, end = apart(impl, device)
             verdict, wrong = judged(found, end, device)
             times.update((impl, row["milliseconds"]) for row in found if "milliseconds" in row)
-            lines += [f"{impl:<9} on {device}: {verdict}", *(f"    WRONG: {text}" for text in wrong)]
+            say("\n".join([f"{impl:<9} on {device}: {verdict}", *(f"    WRONG: {text}" for text in wrong)]))
             good = good and not wrong
         if "fused" in times and device == "cuda":
             others = {name: took / times["fused"] for name, took in times.items() if name != "fused"}
-            compared = ", ".join(f"{ratio:.3g} times as fast as impl={name!r}" for name, ratio in others.items())
-            lines.append(f"impl='fused' here: {compared}")
-    return lines, good
+            compared = ", ".join(f"{brief(ratio)} times as fast as impl={name!r}" for name, ratio in others.items())
+            say(f"impl='fused' here: {compared}")
+    return good
 
 
 def judged(found: list[dict[str, Any]], end: str | None, device: str) -> tuple[str, list[str]]:
@@ -233,9 +233,14 @@ def judged(found: list[dict[str, Any]], end: str | None, device: str) -> tuple[s
     verdict = f"right on {right} of {len(cases(device))} problems"
     batch, n = TIMED[device]
     verdict += "".join(
-        f"; {batch} x {n} points in {row['milliseconds']:.3g} ms" for row in found if "milliseconds" in row
+        f"; {batch} x {n} points in {brief(row['milliseconds'])} ms" for row in found if "milliseconds" in row
     )
     return verdict, wrong + ([end] if end else [])
+
+
+def brief(value: float) -> str:
+    """A number of three digits, or all of a longer one before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def problem(n: int, device: str) -> Problem:

@@ -18,7 +18,7 @@ from mmgl_losses.contrast.problem import Problem
 from mmgl_losses.contrast.ranges import fill_tail, order_by_id
 
 LOG2_E = 1 / math.log(2)
-BLOCK, STEP = 32, 128  # points of a program, and ids that it compares them with at once
+BLOCK, STEP = 32, 64  # points of a program, and ids that it compares them with at once; 128 would spill registers
 
 
 class Side(NamedTuple):

@@ -20,7 +20,7 @@ COUNTS = ["n", "m", "padded", "tiles", "ids_g", "other_g"]  # values that come a
 def rows_of(p_x, row, mask, stride_n, stride_d, D: tl.constexpr, WIDTH: tl.constexpr):
     """Rows of points (N, WIDTH) in any layout, in float32, with zeros up to D and where the mask says."""
     o_d = tl.arange(0, D)
-    place = row.to(tl.int64)[:, None] * stride_n + o_d[None, :] * stride_d
+    place = row.to(tl.int64)[:, None] * stride_n + o_d.to(tl.int64)[None, :] * stride_d
     return tl.load(p_x + place, mask[:, None] & (o_d < WIDTH)[None, :], 0.0).to(tl.float32)
 
 
@@ -36,15 +36,15 @@ def unit(b_x):
 
 
 @triton.jit
-def below(id_y, id_x, tolerance, SIDE: tl.constexpr):
-    """Whether y comes before the positives of x. Where x are the keys, y are the anchors, and they have the range."""
-    return id_y + tolerance < id_x if SIDE == "keys" else id_y < id_x - tolerance
+def ends(id_y, part_y, id_x, tolerance, SIDE: tl.constexpr):
+    """How many y come before the positives of each x, and how many are positives or come before them.
 
-
-@triton.jit
-def reached(id_y, id_x, tolerance, SIDE: tl.constexpr):
-    """Whether y is a positive of x, or below; where both are one, as x is of y, in spite of rounding."""
-    return id_y <= id_x + tolerance if SIDE == "anchors" else id_y - tolerance <= id_x
+    Where x are keys, y are the anchors, and they have the range. Where both are one, y is a positive of x as x is of y,
+    in spite of rounding.
+    """
+    m_below = id_y + tolerance < id_x if SIDE == "keys" else id_y < id_x - tolerance
+    m_reached = id_y <= id_x + tolerance if SIDE == "anchors" else id_y - tolerance <= id_x
+    return tl.sum((part_y & m_below).to(tl.int32), 1), tl.sum((part_y & m_reached).to(tl.int32), 1)
 
 
 @triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=LAYOUT)
@@ -78,27 +78,35 @@ def arrange(
         p_ids, p_other_ids = p_ids + i_g * ids_g, p_other_ids + i_g * other_g
         id_x = tl.load(p_ids + row, m_x, 0)[:, None]
         b_rank = tl.zeros([BLOCK], tl.int32)
-        for start in range(0, n, STEP):
-            o_y = start + tl.arange(0, STEP)
-            id_y = tl.load(p_ids + o_y, o_y < n, 0)[None, :]
-            m_before = (id_y < id_x) | ((id_y == id_x) & (o_y[None, :] < o_x[:, None]))
-            if MASKED:
-                part_y = (tl.load(p_part + base + o_y, o_y < n, 0) != 0)[None, :]
-                m_before = tl.where(part_y == m_part[:, None], m_before, part_y)
-            b_rank += tl.sum((m_before & (o_y < n)[None, :]).to(tl.int32), 1)
-        place = tl.where(m_x, b_rank, o_x)
         tolerance = tl.load(p_tolerance) if RANGES else 0
         b_lo, b_hi = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
         b_count = tl.zeros([STEP], tl.int32)
-        for start in range(0, m, STEP):
+        for start in range(0, n, STEP):
             o_y = start + tl.arange(0, STEP)
-            part_y = o_y < m
-            id_y = tl.load(p_other_ids + o_y, part_y, 0)[None, :]
-            if OTHER_MASKED:
-                part_y = part_y & (tl.load(p_other_part + i_g * m + o_y, part_y, 0) != 0)
-            b_count += part_y.to(tl.int32)
-            b_lo += tl.sum((part_y[None, :] & below(id_y, id_x, tolerance, SIDE)).to(tl.int32), 1)
-            b_hi += tl.sum((part_y[None, :] & reached(id_y, id_x, tolerance, SIDE)).to(tl.int32), 1)
+            part_y = o_y < n
+            id_y = tl.load(p_ids + o_y, part_y, 0)[None, :]
+            m_before = (id_y < id_x) | ((id_y == id_x) & (o_y[None, :] < o_x[:, None]))
+            if MASKED:
+                part_y = part_y & (tl.load(p_part + base + o_y, part_y, 0) != 0)
+                m_before = tl.where(part_y[None, :] == m_part[:, None], m_before, part_y[None, :])
+            b_rank += tl.sum((m_before & (o_y < n)[None, :]).to(tl.int32), 1)
+            if SIDE == "same":
+                b_count += part_y.to(tl.int32)
+                b_below, b_reached = ends(id_y, part_y[None, :], id_x, tolerance, SIDE)
+                b_lo += b_below
+                b_hi += b_reached
+        place = tl.where(m_x, b_rank, o_x)
+        if SIDE != "same":
+            for start in range(0, m, STEP):
+                o_y = start + tl.arange(0, STEP)
+                part_y = o_y < m
+                id_y = tl.load(p_other_ids + o_y, part_y, 0)[None, :]
+                if OTHER_MASKED:
+                    part_y = part_y & (tl.load(p_other_part + i_g * m + o_y, part_y, 0) != 0)
+                b_count += part_y.to(tl.int32)
+                b_below, b_reached = ends(id_y, part_y[None, :], id_x, tolerance, SIDE)
+                b_lo += b_below
+                b_hi += b_reached
         tl.store(p_order + base + place, row, m_x)
         tl.store(p_lo + base + place, b_lo, m_x)
         tl.store(p_hi + base + place, b_hi, m_x)

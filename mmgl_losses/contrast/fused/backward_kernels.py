@@ -91,7 +91,7 @@ def deliver(
     if UNIT:
         b_z, b_length = unit(rows_of(p_points, row, m_x, stride_n, stride_d, D, WIDTH))
         b_grad = (b_grad - b_z * tl.sum(b_z * b_grad, 1)[:, None]) / b_length[:, None]
-    out = row.to(tl.int64)[:, None] * out_n + o_d[None, :] * out_d
+    out = row.to(tl.int64)[:, None] * out_n + o_d.to(tl.int64)[None, :] * out_d
     tl.store(p_out + out, tl.where(m_x[:, None], b_grad, 0.0), mask)
 
 

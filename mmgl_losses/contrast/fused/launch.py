@@ -185,7 +185,7 @@ def side(
             BLOCK_X=cut.x, BLOCK_Y=cut.y, NARROW=plan.narrow(cut.y, dtype), D=x.operand.shape[2], WIDTH=width,
             ROWS=rows, COLUMNS=columns, SELF=pairs.self_kind, WEIGHTED=weighted(pairs), SHIFTED=shifted,
             UNIT=problem.unit, WHOLE=chunks == 1, PRECISION=plan.precision(dtype),
-            num_warps=cut.warps, num_stages=cut.stages,
+            num_warps=cut.warps, num_stages=cut.stages, maxnreg=plan.registers(shifted, out.device),
         )  # fmt: skip
     if chunks > 1:
         at_once = gradients.ROWS_AT_ONCE.value

@@ -23,16 +23,18 @@ class Tile(NamedTuple):
 def tile(kernel: str, dtype: torch.dtype, width: int, major: int) -> Tile:
     """The tile of the kernel "credit" (a square), "rows" or "weigh".
 
-    For operands of a type and a padded width on a device of compute capability `major`: from 9 to 11 tensor cores
-    read float32 operands from shared memory, the others hold three products' worth of them in registers.
+    For operands of a type and a padded width on a device of compute capability `major`. In float32 a thread holds three
+    products' worth of the rows of x in registers; from 9 to 11 tensor cores read y from shared memory, and products of
+    64 rows leave room for that, but not for a wide gradient.
     """
     if dtype == torch.float32:
-        if not 9 <= major <= 11 or width > 128:
-            return Tile(32, 32, 4, 2 if width <= 128 else 1)
-        return Tile(64, 32, 8, 2) if kernel == "weigh" else Tile(64, 64, 8, 2)
+        if 9 <= major <= 11 and width <= (64 if kernel == "weigh" else 128):
+            return Tile(64, 64 if kernel == "credit" else 32, 4, 2)
+        x = 32 if width <= 64 else 16
+        return Tile(x, x if kernel == "credit" else 32, 4, 2 if width <= 128 else 1)
     if width > 128:
         return Tile(64, 64, 8 if kernel == "weigh" else 4, 2)
-    if kernel == "credit" and not 10 <= major <= 11:  # there a thread has a whole row: what columns need is too much
+    if kernel == "credit" and major == 9:  # elsewhere what columns need is too much for a thread
         return Tile(128, 128, 4, 2)
     return Tile(64, 64, 4, 2)
 
@@ -40,6 +42,11 @@ def tile(kernel: str, dtype: torch.dtype, width: int, major: int) -> Tile:
 def cut_for(kernel: str, dtype: torch.dtype, width: int, device: torch.device) -> Tile:
     """The tile of a kernel for points of `width` numbers on a device."""
     return tile(kernel, dtype, padded_width(width), major_of(device))
+
+
+def registers(shifted: bool, device: torch.device) -> int | None:
+    """What a thread of `weigh` may take, where the assembler would spill some to make room for another block."""
+    return None if shifted and major_of(device) < 10 else 255
 
 
 def padding(dtype: torch.dtype, width: int, device: torch.device) -> int:
