@@ -106,8 +106,8 @@ class Bounds(NamedTuple):
 
 # By kernel and whether operands are of half precision, for features of more than 128 numbers.
 WIDE = {
-    ("credit", True): Bounds(2, 0), ("rows", True): Bounds(2, 0), ("weigh", True): Bounds(1, 64),
-    ("credit", False): Bounds(1, 64), ("rows", False): Bounds(1, 64), ("weigh", False): Bounds(1, 64),
+    ("credit", True): Bounds(2, 0), ("rows", True): Bounds(2, 0), ("weigh", True): Bounds(1, 0),
+    ("credit", False): Bounds(2, 256), ("rows", False): Bounds(2, 256), ("weigh", False): Bounds(2, 512),
 }  # fmt: skip
 
 
