@@ -3,7 +3,7 @@
 No GPU is needed. `kernel_uses` finds out what is launched; then Triton compiles each launch for each architecture, and
 the assembler's report is held against bounds. Kernels, types, widths and architectures take turns, so that what is
 compiled in any time is a sample of all. With ``--out FILE`` nothing is lost at a stop: what is there already, by the
-same version of Triton and from the same source, is not compiled again.
+same version of Triton and from the same kernels, is not compiled again.
 
 The two halves run apart as well: ``--list FILE`` writes down what would be launched, and ``--uses FILE`` compiles that
 in an environment that has Triton and no torch. With ``--cache FOLDER`` the compiled kernels stay there, under the keys
@@ -18,10 +18,11 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.kernel_uses import DTYPES, WIDTHS, Use, digest, kernel, listed, spread
+from benchmarks.kernel_uses import DTYPES, PACKAGE, WIDTHS, Use, digest, kernel, listed, spread
 
 ARCHITECTURES = 80, 90, 100
 SHARED = {80: 164, 90: 228, 100: 228}  # KiB of a multiprocessor; each block takes 1 KiB more than it asks for
@@ -106,8 +107,8 @@ class Bounds(NamedTuple):
 
 # By kernel and whether operands are of half precision, for features of more than 128 numbers.
 WIDE = {
-    ("credit", True): Bounds(2, 0), ("rows", True): Bounds(2, 0), ("weigh", True): Bounds(1, 64),
-    ("credit", False): Bounds(1, 64), ("rows", False): Bounds(1, 64), ("weigh", False): Bounds(1, 64),
+    ("credit", True): Bounds(2, 0), ("rows", True): Bounds(2, 0), ("weigh", True): Bounds(1, 0),
+    ("credit", False): Bounds(2, 256), ("rows", False): Bounds(2, 256), ("weigh", False): Bounds(2, 512),
 }  # fmt: skip
 
 
@@ -169,8 +170,15 @@ def attempt(use: Use, arch: int) -> dict[str, Any]:
 
 
 def identity(use: Use, arch: int) -> str:
-    """What a row is about: a launch, an architecture, the version of Triton, and the source of the kernel."""
-    return digest(use.key(), arch, importlib.import_module("triton").__version__, kernel(use.kernel).cache_key)
+    """What a row is about: a launch, an architecture, the version of Triton, and the source of the kernels."""
+    return digest(use.key(), arch, importlib.import_module("triton").__version__, source())
+
+
+@cache
+def source() -> str:
+    """The text of all kernels; Triton's own key of one depends on which were asked for theirs before."""
+    folder = Path(__file__).parent.parent / PACKAGE.replace(".", "/")
+    return digest(*(path.read_text() for path in sorted([*folder.glob("*_kernels.py"), folder / "spans.py"])))
 
 
 def read(path: Path | None) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,8 @@ two loops (pure tiles and mixed tiles) are counted by the unit that carries them
     clocks of a tile = max(every unit alone, (products + the busiest other unit) / blocks of a multiprocessor)
 
 as one block does one after the other, and several fill one another's gaps. Tiles are counted on the label maps of the
-benchmark, programs are rounded up to whole waves, and the floor is that of `gpu_measure.floor_seconds`.
+benchmark, programs are rounded up to whole waves, and the floor is that of `gpu_measure.floor_seconds`. The L2 cache is
+not in the model: `l2_tb_s` is what the modelled time asks of it, in TB/s. Small tiles ask for more.
 """
 
 import argparse
@@ -152,6 +153,7 @@ def row(use: Use, n: int, *, arch: int = ARCH) -> dict[str, Any]:
         slots = MULTIPROCESSORS * used.blocks
         waves = -(-programs // slots) * slots / programs
     seconds = BATCH * clocks * waves / (MULTIPROCESSORS * CLOCK)
+    read = BATCH * (pure + mixed) * y * width * (2 if use.dtype != "float32" else 4)  # bytes of tiles of y
     dtype = "float32" if "bfloat16" not in use.arguments and "float16" not in use.arguments else "bfloat16"
     floor = floor_seconds(CEILINGS, Case("local", BATCH, n, width, "cuda", dtype), kernel)
     formed = x * y * (2 if kernel == "credit" else 1)  # ordered pairs of a tile
@@ -161,7 +163,7 @@ def row(use: Use, n: int, *, arch: int = ARCH) -> dict[str, Any]:
         "dtype": dtype, "n": n, "d": width, "tile": (x, y, warps, options["num_stages"]),
         "registers": used.registers, "stack": used.stack, "blocks": used.blocks, "instructions": pure_loop.instructions,
         **pure_loop.units, "mixed": mixed / (pure + mixed), "waves": 1 / waves, "ps_per_pair": per_pair,
-        "ms": 1e3 * seconds, "share": floor / seconds,
+        "ms": 1e3 * seconds, "share": floor / seconds, "l2_tb_s": read / seconds / 1e12,
     }  # fmt: skip
 
 

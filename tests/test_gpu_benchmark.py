@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_summary
+from benchmarks import gpu, gpu_items, gpu_summary
 from benchmarks.gpu import Phase, Runner
+from benchmarks.kinds import DIMS
+from benchmarks.local import LOCAL
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,6 +84,22 @@ def test_nothing_is_lost_on_a_fault(tmp_path, monkeypatch):
     assert not good
     assert "checks: 2 of 2 right; left out: 0" in lines
     assert sum(line.startswith("FAILED") for line in lines) == 4
+
+
+def test_usual_tiles_are_timed_before_others(tmp_path):
+    """At every size, the largest that is aimed at first; should the phase end early, these are the figures that count."""
+    setting = gpu_items.Setting(tmp_path, 0.0, cuda=True)
+    names = [item.name for item in gpu_items.PHASES["kernels"](setting)]
+    usual = [name for name in names if name.endswith("usual")]
+    assert names[: len(usual)] == usual
+    assert usual[:3] == [f"{kernel} 6400 x 64 usual" for kernel in ("credit", "weigh", "rows")]
+    assert len(usual) == len(gpu_items.SIZES) * len(DIMS) * 3
+    assert {name for group in gpu_items.OTHERS for name in group} <= {*LOCAL.contestants}
+
+
+@pytest.mark.parametrize(("attempt", "seconds"), [(1, 330), (2, 380)])
+def test_phases_fit_into_the_time_of_a_try(attempt, seconds):
+    assert sum(phase.whole for phase in gpu.TRIES[attempt]) <= seconds
 
 
 def test_what_no_time_is_left_for_is_said(tmp_path):

@@ -201,7 +201,7 @@ def apart(impl: str, device: str) -> tuple[list[dict[str, Any]], str | None]:
 
 
 def report(devices: tuple[str, ...], say: Callable[[str], None]) -> bool:
-    """Say a line for each engine and device as soon as it is known, and what was wrong below it. Whether nothing was."""
+    """Say a line for each engine and device as soon as it is known, what was wrong below it; true if nothing was."""
     good = True
     for device in devices:
         times: dict[str, float] = {}

@@ -24,11 +24,11 @@ def tile(kernel: str, dtype: torch.dtype, width: int, major: int) -> Tile:
     """The tile of the kernel "credit" (a square), "rows" or "weigh".
 
     For operands of a type and a padded width on a device of compute capability `major`. In float32 a thread holds three
-    products' worth of the rows of x in registers; from 9 to 11 tensor cores read y from shared memory, and products of
-    64 rows leave room for that, but not for a wide gradient.
+    products' worth of the rows of x in registers; at 9 tensor cores read y from shared memory, and products of 64 rows
+    leave room for that, but not for a wide gradient.
     """
     if dtype == torch.float32:
-        if 9 <= major <= 11 and width <= (64 if kernel == "weigh" else 128):
+        if major == 9 and width <= (64 if kernel == "weigh" else 128):
             return Tile(64, 64 if kernel == "credit" else 32, 4, 2)
         x = 32 if width <= 64 else 16
         return Tile(x, x if kernel == "credit" else 32, 4, 2 if width <= 128 else 1)
