@@ -5,6 +5,7 @@ missing in them is replaced by a constant gradient.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +49,16 @@ class Training:
         *,
         taps: Sequence[str] = DECODER,
         output: bool = False,
+        augmentations: int = 1,
     ) -> Step:
         """A whole step with a head on each tap, and a loss on what they give and, if asked for, on the logits."""
         model = attach_heads(self.net, self.images, dict.fromkeys(taps, head), output=output)
         optimiser = torch.optim.Adam(model.parameters(), lr=1e-5)
+        images = self.images.repeat(augmentations, 1, 1, 1)
 
         def run() -> tuple[Tensor, None]:
             optimiser.zero_grad()
-            logits, levels = model(self.images)
+            logits, levels = model(images)
             value = loss({**levels, "output": logits} if output else levels)
             value.backward()
             optimiser.step()
@@ -106,8 +109,8 @@ def segmentation_head(channels: int) -> nn.Module:
 
 
 def encoder(problem: Training) -> Step:
-    """The batch as two augmentations of half as many images."""
-    return problem.step(GlobalHead, MultiScaleGlobalContrast(weights=WEIGHTS), taps=ENCODER)
+    """Each image in two augmentations."""
+    return problem.step(GlobalHead, MultiScaleGlobalContrast(weights=WEIGHTS), taps=ENCODER, augmentations=2)
 
 
 def fine_tuning(problem: Training) -> Step:
@@ -121,22 +124,24 @@ def fine_tuning(problem: Training) -> Step:
     )
 
 
-def bare(taps: Sequence[str], *, output: bool = False) -> Contestant:
+def bare(**options: Any) -> Contestant:
     """The network alone."""
-    return Contestant(lambda problem: problem.step(lambda channels: nn.Identity(), constant, taps=taps, output=output))
+    return Contestant(lambda problem: problem.step(lambda channels: nn.Identity(), constant, **options))
 
 
-ENCODER_STEP = Kind(Training, {"ours": Contestant(encoder, "nt_xent", ours=True), "network": bare(ENCODER)})
+ENCODER_STEP = Kind(
+    Training, {"ours": Contestant(encoder, "nt_xent", ours=True), "network": bare(taps=ENCODER, augmentations=2)}
+)
 DECODER_STEP = Kind(
     Training,
     {
         "ours": Contestant(ours, "mmgl", ours=True),
         "network and our heads": Contestant(lambda problem: problem.step(our_head, constant)),
-        "network": bare(DECODER),
+        "network": bare(),
         "plain": Contestant(plain, "mmgl"),
         "network and plain heads": Contestant(lambda problem: problem.step(plain_head, constant)),
     },
 )
 FINE_TUNING_STEP = Kind(
-    Training, {"ours": Contestant(fine_tuning, ours=True), "network": bare(DECODER[:2], output=True)}
+    Training, {"ours": Contestant(fine_tuning, ours=True), "network": bare(taps=DECODER[:2], output=True)}
 )
