@@ -29,7 +29,7 @@ ENCODER = ("encoder.blocks.2", "encoder.blocks.3", "encoder.bottleneck")
 DECODER = ("decoder.blocks.1", "decoder.blocks.2", "decoder.blocks.3")
 WEIGHTS = (0.2, 0.2, 0.6)
 STRIDE = 4
-EMBEDDING = 128
+HIDDEN, EMBEDDING = 256, 128
 
 
 class Training:
@@ -69,12 +69,12 @@ class Training:
 
 def our_head(channels: int) -> nn.Module:
     """Takes the points first."""
-    return LocalHead(channels, EMBEDDING, stride=STRIDE)
+    return LocalHead(channels, EMBEDDING, stride=STRIDE, hidden_channels=HIDDEN)
 
 
 def plain_head(channels: int) -> nn.Module:
-    """Maps all points; the loss takes some of them."""
-    return LocalHead(channels, EMBEDDING, stride=1)
+    """Maps all points, one convolution after the other; the loss takes some of them."""
+    return nn.Sequential(nn.Conv2d(channels, HIDDEN, 1), nn.Conv2d(HIDDEN, EMBEDDING, 1))
 
 
 def ours(problem: Training) -> Step:
