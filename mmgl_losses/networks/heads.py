@@ -44,7 +44,8 @@ class _TwoLinear(nn.Module):
         between = self.norm is not None or self.activation is not None
         if between or not less_work or not (_bare(self.first) and _bare(self.second)):
             return self.project(rows)
-        weight = self.second.weight @ self.first.weight
+        # The second layer maps the columns of the first one's matrix, and its bias.
+        weight = F.linear(self.first.weight.mT, self.second.weight).mT
         return F.linear(rows, weight, F.linear(self.first.bias, self.second.weight, self.second.bias))
 
 
