@@ -7,8 +7,14 @@ from benchmarks.levels import DICE, GLOBAL
 from benchmarks.local import LOCAL
 from benchmarks.training import DECODER_STEP, ENCODER_STEP, FINE_TUNING_STEP
 
-KINDS: dict[str, Kind] = {"local": LOCAL, "global": GLOBAL, "dice": DICE}
-KINDS |= {"encoder": ENCODER_STEP, "decoder": DECODER_STEP, "fine-tuning": FINE_TUNING_STEP}
+KINDS: dict[str, Kind] = {
+    "local": LOCAL,
+    "global": GLOBAL,
+    "dice": DICE,
+    "encoder": ENCODER_STEP,
+    "decoder": DECODER_STEP,
+    "fine-tuning": FINE_TUNING_STEP,
+}
 POINTS = (400, 1600, 6400, 25600, 110592)
 DIMS = (64, 128)
 

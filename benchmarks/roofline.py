@@ -153,8 +153,8 @@ def row(use: Use, n: int, *, arch: int = ARCH) -> dict[str, Any]:
         slots = MULTIPROCESSORS * used.blocks
         waves = -(-programs // slots) * slots / programs
     seconds = BATCH * clocks * waves / (MULTIPROCESSORS * CLOCK)
-    read = BATCH * (pure + mixed) * y * width * (2 if use.dtype != "float32" else 4)  # bytes of tiles of y
-    dtype = "float32" if "bfloat16" not in use.arguments and "float16" not in use.arguments else "bfloat16"
+    dtype, size = ("float32", 4) if use.dtype == "float32" else ("bfloat16", 2)  # float16 has bfloat16's ceilings
+    read = BATCH * (pure + mixed) * y * width * size  # bytes of tiles of y
     floor = floor_seconds(CEILINGS, Case("local", BATCH, n, width, "cuda", dtype), kernel)
     formed = x * y * (2 if kernel == "credit" else 1)  # ordered pairs of a tile
     per_pair = 1e12 * pure_loop.clocks(warps, used.blocks) / (MULTIPROCESSORS * CLOCK) / formed

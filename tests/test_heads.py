@@ -35,10 +35,9 @@ def test_global_head_is_pooling_and_two_layers(size):
     torch.testing.assert_close(head(x), expected, rtol=1e-12, atol=1e-12)
 
 
-@given(
-    SIZES, st.integers(1, 5), st.sampled_from([1, 4])
-)  # as few channels between that two layers are less work, and more
+@given(SIZES, st.integers(1, 5), st.sampled_from([1, 4]))
 def test_local_head_is_two_convolutions_then_sampling(size, stride, hidden):
+    """With so few channels between the layers that one after the other is less work, and with more."""
     x, head = feature_map(size).requires_grad_(), LocalHead(3, 5, stride=stride, hidden_channels=hidden).double()
     expected = sampling.subsample(conv(conv(x, head.first), head.second), stride)
     actual = head(x)
