@@ -1,11 +1,14 @@
 """Soft Dice against loops, its laws, and peers."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmgl_losses import DeepSupervisionDice
 from mmgl_losses.functional import soft_dice
 from tests import oracles
 from tests.strategies import matrices
@@ -235,3 +238,24 @@ def test_half_precision_sums_in_float32(dtype):
     got = soft_dice(logits, labels)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), soft_dice(logits.double(), labels), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sure", [1, 100])
+def test_probabilities_are_named(dtype, sure):
+    """They have a loss like any numbers, but a gradient that hardly teaches."""
+    logits, labels = (torch.randn(2, 3, 8, 8) * sure).to(dtype), torch.randint(3, (2, 8, 8))
+    loss, said = DeepSupervisionDice(weights={"coarse": 0.4, "fine": 0.6}), r"like logits: \S*fine'\]\."
+    assert re.search(said, loss.diagnose({"coarse": logits, "fine": logits.softmax(1)}, labels).sentence)
+    assert "probabilities" not in loss.diagnose({"coarse": logits, "fine": logits}, labels).sentence
+    binary = DeepSupervisionDice(weights=(1.0,), regions=((1, 2), (2,), (1,)))
+    assert "probabilities" in binary.diagnose([logits.sigmoid()], labels).sentence
+    assert "probabilities" not in binary.diagnose([logits], labels).sentence
+
+
+@pytest.mark.parametrize(
+    "logits", [torch.zeros(1, 3, 4), torch.rand(1, 3, 4) / 9, F.softmax(torch.randn(1, 3, 4), 1) - 1]
+)
+def test_small_logits_are_no_probabilities(logits):
+    found = DeepSupervisionDice(weights=(1.0,)).diagnose([logits], torch.tensor([[0, 1, 2, 1]]))
+    assert "probabilities" not in found.sentence

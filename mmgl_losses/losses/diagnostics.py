@@ -24,6 +24,7 @@ class LevelDiagnostics:
     positives: float  #: mean number of positives of a valid anchor
     classes: Mapping[int, float]  #: the mean loss of each class
     not_finite: int = 0  #: anchors, or points of the logits, that hold NaN or infinity
+    probabilities: bool = False  #: whether what came as logits looks like the output of a softmax or sigmoid
 
     @property
     def above_floor(self) -> float:
@@ -57,6 +58,8 @@ class Diagnostics:
         if broken:
             names = ", ".join(f"{level.name} ({level.not_finite} of them)" for level in broken)
             return f"The loss is not finite: look for NaN or infinity in the vectors of {names} or their keys."
+        if named := ", ".join(level.name for level in self.levels if level.probabilities):
+            return f"These look like probabilities, not like logits: {named}. Pass what comes before softmax."
         progress = self.progress
         if math.isnan(progress):
             return "Nothing to learn from: no anchor of this batch counts."

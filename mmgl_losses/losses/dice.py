@@ -242,7 +242,7 @@ class DeepSupervisionDice(MultiScale[Reduced]):
             ...
 
     def diagnose(self, logits: Levels, labels: Tensor) -> Diagnostics:
-        """Soft Dice of each class at each level, and which classes the batch lacks."""
+        """Soft Dice of each class at each level, which classes the batch lacks, and whether logits are any."""
         options = replace(self.options, gather=False, reduction="mean")
         levels, weights = self.levels("logits", logits)
         with torch.no_grad():
@@ -344,4 +344,13 @@ def _diagnosed(
         positives=0.0,
         classes=dict(enumerate(classes.tolist(), start=options.first)),
         not_finite=int((~logits.isfinite()).any(1).sum()),
+        probabilities=_like_probabilities(logits, regions=options.regions is not None),
     )
+
+
+def _like_probabilities(logits: Tensor, *, regions: bool) -> bool:
+    """Whether all numbers are from 0 to 1 and, without regions, those of a point add up to 1; all 0 are logits."""
+    if not bool(((logits >= 0) & (logits <= 1)).all()) or not bool(logits.any()):
+        return False
+    sums = logits.double().sum(1)
+    return regions or bool(torch.isclose(sums, torch.ones_like(sums), atol=0.02).all())

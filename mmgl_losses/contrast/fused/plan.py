@@ -36,6 +36,8 @@ def tile(kernel: str, dtype: torch.dtype, width: int, major: int) -> Tile:
         return Tile(64, 64, 8 if kernel == "weigh" else 4, 2)
     if kernel == "credit" and major == 9:  # elsewhere what columns need is too much for a thread
         return Tile(128, 128, 4, 2)
+    if kernel == "weigh" and major == 8 and width == 128:  # 64 columns would spill there
+        return Tile(64, 32, 4, 2)
     return Tile(64, 64, 4, 2)
 
 
