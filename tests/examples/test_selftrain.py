@@ -18,15 +18,20 @@ from examples.mmwhs.data.splits import make_split
 from examples.mmwhs.data.store import evaluation_slices
 from examples.mmwhs.study.demo import demo
 from examples.mmwhs.train import config, methods
+from examples.mmwhs.train import stage as stage_module
 from examples.mmwhs.train.fit import StepSampler, curves
 from examples.mmwhs.train.run import run
 from examples.mmwhs.train.setup import Setup
 from examples.mmwhs.train.stage import StageModule
-from mmgl_losses import MeanTeacher
+from mmgl_losses import FeatureTaps, MeanTeacher, copy_paste
+from mmgl_losses.functional import local_supcon
+from mmgl_losses.networks.selftraining import Mixed
 from tests.examples.tiny import SCALE, settings, write_tree
 
 NAME = "random_ds_selftrain"
 LAST = replace(SCALE, kept="last")
+BESIDE = Path(__file__).parents[2] / "examples/mmwhs/experiments/acdc64/contrast.yaml"
+KINDS = "labels", "places"
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +146,8 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     assert curves(tmp_path / "run" / "2-selftrain") == curves(done / "2-selftrain")
 
 
-def module_of(*changes: str) -> tuple[StageModule, dict[str, Any]]:
-    stage = methods.load(config.Method, NAME, changes).stages[1]
+def module_of(*changes: str, method: str = NAME) -> tuple[StageModule, dict[str, Any]]:
+    stage = methods.load(config.Method, method, changes).stages[1]
     torch.manual_seed(0)
     from mmgl_losses import UNet
 
@@ -177,6 +182,45 @@ def test_the_loss_is_that_of_true_labels_and_half_of_that_of_the_teacher() -> No
     levels = {**levels, "output": output}
     expected = module.loss(levels, torch.stack(true)) + 0.5 * module.loss(levels, torch.stack(taught))
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_contrast_of_points_comes_on_top(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the parts of the stage were given and gave is noted; the contrast of that is taken by hand."""
+    none = "stages.selftrain.augmentation=none", "stages.selftrain.teaching.augmentation=none"
+    module, batch = module_of(*none, "stages.selftrain.contrast.weight=0.25", method=f"{BESIDE}:{kind}")
+    plain, _ = module_of(*none, method=f"{BESIDE}:random_ds_selftrain")
+    plain.load_state_dict({key: value for key, value in module.state_dict().items() if not key.startswith("points.")})
+    mixes: list[Mixed] = []
+    monkeypatch.setattr(
+        stage_module, "copy_paste", lambda *args, **named: mixes.append(copy_paste(*args, **named)) or mixes[-1]
+    )
+    torch.manual_seed(5)
+    loss = module.loss_on(batch)
+    torch.manual_seed(5)
+    without = plain.loss_on(batch)
+    if kind == "labels":
+        images, options = mixes[0].images, {"pairs": "batch"}
+        ids, instances = mixes[0].labels.where(mixes[0].labels != -1, mixes[0].other_labels), None
+    else:  # nothing changes the intensities, so that both augmentations are the slice itself
+        images, options = batch["unlabelled"]["image"].repeat(2, 1, 1, 1), {"pairs": "augmentations"}
+        ids = 1 + torch.arange(64).view(8, 8).repeat_interleave(4, 0).repeat_interleave(4, 1).expand(8, 32, 32)
+        instances = torch.arange(4).repeat(2)
+    assert module.points is not None
+    heads = list(module.points.tapped.heads.values())
+    names = [f"decoder.blocks.{i}" for i in (1, 2, 3)]
+    with FeatureTaps(module.tapped.net, names) as taps:
+        module.tapped.net(images)
+        features = taps.read()
+    options |= {"ignore_index": -1} if kind == "labels" else {"ignore_index": 0, "background_index": -1}
+    expected = torch.zeros(())
+    for name, head, weight in zip(names, heads, (0.2, 0.2, 0.6), strict=True):
+        expected = expected + weight * local_supcon(head(features[name]), ids, instances, temperature=0.07, **options)
+    torch.testing.assert_close(loss, without + 0.25 * expected)
+    loss.backward()
+    for parameter in module.points.tapped.heads.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.any()
 
 
 def test_the_teacher_sees_geometry_alone_and_the_student_no_clean_slice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +271,43 @@ def test_a_method_says_what_teaches_it() -> None:
     finetune, selftrain = methods.load(config.Method, NAME, ["stages.finetune.loss.options.weights=[1,2,3]"]).stages
     assert selftrain.loss.options == {**finetune.loss.options, "ignore_index": -1}
     assert (selftrain.taps, selftrain.head) == (finetune.taps, finetune.head)
+
+
+def test_a_method_says_what_is_contrasted_beside_it() -> None:
+    for change, error in (
+        ("stages.finetune.contrast={loss: {name: a}, taps: [b], head: {name: c}}", "'selftrain' alone, not in stage"),
+        ("stages.selftrain.contrast.loss.options.ignore_index=-2", "`ignore_index: -1` in the loss of `contrast`"),
+        ("stages.selftrain.contrast.ids=places", "`pairs: augmentations` in the loss of `contrast`"),
+        ("stages.selftrain.contrast.taps=[]", "one or more `taps` in `contrast`"),
+        ("stages.selftrain.contrast.weight=-1", "weight"),
+        ("stages.selftrain.contrast.cell=0", "cell"),
+        ("stages.selftrain.contrast.ids=slices", "ids"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            methods.load(config.Method, f"{BESIDE}:labels", [change])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_with_contrast_ends_as_an_undisturbed_one(
+    kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = replace(small(data), method=methods.load(config.Method, f"{BESIDE}:{kind}"))
+    original = StageModule.training_step
+
+    def killed(self: StageModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if (self.stage.name, self.global_step) == ("selftrain", 4):
+            raise KilledError
+        return original(self, batch, batch_idx)
+
+    run(chosen, tmp_path / "whole", cache=data.parent / "cache")
+    with monkeypatch.context() as context:
+        context.setattr(StageModule, "training_step", killed)
+        with pytest.raises(KilledError):
+            run(chosen, tmp_path / "run", cache=data.parent / "cache")
+    run(chosen, tmp_path / "run", cache=data.parent / "cache")
+    whole, again = (files.load(tmp_path / name / "model.pt")["state_dict"] for name in ("whole", "run"))
+    assert same(whole, again)
+    assert not any("points" in key or "net" in key for key in whole)
 
 
 def test_the_pose_is_that_of_the_data_set_in_every_stage_that_turns() -> None:

@@ -7,10 +7,11 @@ Neither has code of its own: heads and losses are names that `mmgl_losses.plugin
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from examples.mmwhs.data.datasets import Reading
 from examples.mmwhs.messages import integer, message, number
+from examples.mmwhs.train.parts import Contrast, Part, Teaching
 
 
 def plain_name(what: str, name: str) -> str:
@@ -18,59 +19,6 @@ def plain_name(what: str, name: str) -> str:
     if not re.fullmatch(r"\w+([.-]+\w+)*", name):
         raise ValueError(message(f"{what} to be letters, digits, and . _ - between them", repr(name)))
     return name
-
-
-@dataclass(frozen=True)
-class Part:
-    """A head or a loss by its name in `mmgl_losses.plugins`, with its options.
-
-    The option value ``"classes"`` stands for the number of classes of the data set, background included. An option of
-    heads that differs from tap to tap is ``{each: [1, 2, 4]}``, in the order of the taps.
-    """
-
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def each(self, count: int) -> list["Part"]:
-        """The part once for each of `count` taps, with its own options."""
-        listed = {key: value["each"] for key, value in self.options.items() if _is_each(value)}
-        for key, values in listed.items():
-            if len(values) != count:
-                raise ValueError(message(f"`{key}` of {self.name} for each of {count} taps", values))
-        return [
-            Part(self.name, self.options | {key: values[i] for key, values in listed.items()}) for i in range(count)
-        ]
-
-
-def _is_each(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"each"}
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """How a network learns from slices that a teacher labels: the moving average of what it is itself.
-
-    The teacher sees a slice as geometry left it; the network sees it with strong intensities, too, and with a box of it
-    exchanged with one of a labelled slice.
-
-    Attributes:
-        momentum: Of the moving average.
-        confidence: Points of which the teacher is less sure have no label.
-        side: Of the box that slices exchange, as a fraction of that of a slice; 0 mixes nothing.
-        weight: Of the loss on the teacher's labels, beside that on the true ones.
-        augmentation: Whose intensities the network sees, a name in `augment.AUGMENTATIONS`.
-    """
-
-    momentum: float = 0.99
-    confidence: float = 0.0
-    side: float = 2 / 3
-    weight: float = 0.5
-    augmentation: str = "local"
-
-    def __post_init__(self) -> None:
-        for name in ("momentum", "confidence", "side"):
-            number(name, getattr(self, name), least=0.0, most=1.0)
-        number("weight", self.weight, least=0.0)
 
 
 @dataclass(frozen=True)
@@ -102,6 +50,7 @@ class Stage:
         labelled: The labelled patients of this stage alone, whatever the run has; 1.0, for a control, is the labels of
             all training patients.
         teaching: How a stage of kind ``"selftrain"`` teaches itself.
+        contrast: Of points, beside the losses of self-training.
     """
 
     name: str
@@ -122,6 +71,7 @@ class Stage:
     schedule: str | None = None
     labelled: int | float | None = None
     teaching: Teaching | None = None
+    contrast: Contrast | None = None
 
     @property
     def pairs(self) -> str:
@@ -160,6 +110,8 @@ class Stage:
         if self.kind == "selftrain" and not isinstance(self.loss.options.get("ignore_index"), int):
             expected = f"an `ignore_index` in the loss of {where}, for points that have no label"
             raise ValueError(message(expected, self.loss.options))
+        if self.contrast is not None:
+            self.contrast.check(where, self.loss if self.teaching else None)
         if self.kind == "selftrain" and (self.copies, self.keys) != (1, None):
             raise ValueError(message(f"one copy and no `keys` in {where}", f"copies={self.copies}, keys={self.keys}"))
         if bool(self.taps) != (self.head is not None):

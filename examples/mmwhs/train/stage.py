@@ -17,9 +17,11 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from examples.mmwhs.data.augment import Augment
 from examples.mmwhs.messages import message
 from examples.mmwhs.train.components import component
-from examples.mmwhs.train.config import Part, Schedule, Stage
+from examples.mmwhs.train.config import Schedule, Stage
 from examples.mmwhs.train.evaluate import scores
-from mmgl_losses import MeanTeacher, attach_heads, copy_paste, plugins, pseudo_labels
+from examples.mmwhs.train.parts import Part
+from examples.mmwhs.train.points import PointContrast, build, places
+from mmgl_losses import MeanTeacher, attach_heads, copy_paste, pseudo_labels
 
 Batch = Mapping[str, Any]
 
@@ -27,12 +29,6 @@ Batch = Mapping[str, Any]
 def seed_of(*parts: object) -> int:
     """A seed that only depends on what the parts say, the same in every process."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
-
-
-def build(part: Part, kind: plugins.Kind, classes: int, *args: Any) -> nn.Module:
-    """A head or a loss by its name, with ``"classes"`` among its options replaced by their number."""
-    options = {key: classes if value == "classes" else value for key, value in part.options.items()}
-    return plugins.create(kind, part.name, *args, **options)
 
 
 class Untapped(nn.Module):
@@ -99,13 +95,22 @@ class StageModule(lightning.LightningModule):
         if stage.teaching is not None:
             self.teacher = MeanTeacher(self.tapped, momentum=stage.teaching.momentum)
             self.strong = Augment(stage.teaching.augmentation)
+        self.points = None
+        if stage.contrast is not None:  # after the teacher, which has no use for these heads
+            self.points = PointContrast(self.tapped, stage.contrast, classes=classes, example=torch.rand(2, 1, *shape))
         self.train()
 
     def setup(self, stage: str) -> None:
         """Lets several processes take the loss of the whole batch, as one would, where the loss knows how to."""
-        if self.trainer.world_size > 1 and "gather" in signature(type(self.loss)).parameters:
-            part = replace(self.stage.loss, options={"gather": True, **self.stage.loss.options})
-            self.loss = build(part, "loss", self.classes)
+        if self.trainer.world_size > 1:
+            self.loss = self._gathered(self.loss, self.stage.loss)
+            if self.points is not None:
+                self.points.loss = self._gathered(self.points.loss, self.points.contrast.loss)
+
+    def _gathered(self, loss: nn.Module, part: Part) -> nn.Module:
+        if "gather" not in signature(type(loss)).parameters:
+            return loss
+        return build(replace(part, options={"gather": True, **part.options}), "loss", self.classes)
 
     def train(self, mode: bool = True) -> Self:
         """As of any module, but what is frozen stays in evaluation: its running statistics do not move either."""
@@ -134,11 +139,7 @@ class StageModule(lightning.LightningModule):
 
     def places(self, images: Tensor) -> Tensor:
         """For each point of (N, 1, *spatial) the number of its cell, from 1 on: (N, *spatial)."""
-        numbers = torch.zeros((), dtype=torch.long, device=images.device)
-        for side in images.shape[2:]:
-            along = torch.arange(side, device=images.device) // self.stage.cell
-            numbers = numbers[..., None] * -(-side // self.stage.cell) + along
-        return (1 + numbers).expand(len(images), *images.shape[2:])
+        return places(images, self.stage.cell)
 
     def loss_of(self, images: Tensor, ids: Tensor) -> Tensor:
         """The stage's loss of augmented images."""
@@ -187,9 +188,16 @@ class StageModule(lightning.LightningModule):
         seen = pseudo_labels(self.teacher(others)[0], confidence=how.confidence, ignore_index=ignored)
         assert labels is not None
         mixed = copy_paste(images, labels, self.strong.intensity(others), seen, side=how.side, ignore_index=ignored)
-        output, levels = self.tapped(mixed.images)
+        if self.points is None:
+            (output, levels), contrast = self.tapped(mixed.images), 0.0
+        elif self.points.contrast.ids == "labels":
+            known = torch.where(mixed.labels == ignored, mixed.other_labels, mixed.labels)
+            (output, levels), contrast = self.points.of_labels(mixed.images, known)
+        else:
+            contrast = self.points.of_places(self.strong.intensity(others), self.strong.intensity(others))
+            output, levels = self.tapped(mixed.images)
         levels = {**levels, "output": output}
-        return self._value(levels, mixed.labels) + how.weight * self._value(levels, mixed.other_labels)
+        return self._value(levels, mixed.labels) + how.weight * self._value(levels, mixed.other_labels) + contrast
 
     def _value(self, *inputs: Any, **named: Any) -> Tensor:
         """What the stage's loss returns, which is one number."""
