@@ -246,10 +246,15 @@ def test_probabilities_are_named(dtype, sure):
     """They have a loss like any numbers, but a gradient that hardly teaches."""
     logits, labels = (torch.randn(2, 3, 8, 8) * sure).to(dtype), torch.randint(3, (2, 8, 8))
     loss, said = DeepSupervisionDice(weights={"coarse": 0.4, "fine": 0.6}), r"like logits: \S*fine'\]\."
-    assert re.search(said, loss.diagnose({"coarse": logits, "fine": logits.softmax(1)}, labels).sentence)
+    both = {"coarse": logits, "fine": logits.softmax(1).requires_grad_()}
+    with pytest.warns(UserWarning, match=r"`logits\['fine'\]` look like probabilities"):
+        loss(both, labels).backward()
+    with pytest.warns(UserWarning, match="before softmax"):
+        assert re.search(said, loss.diagnose(both, labels).sentence)
     assert "probabilities" not in loss.diagnose({"coarse": logits, "fine": logits}, labels).sentence
     binary = DeepSupervisionDice(weights=(1.0,), regions=((1, 2), (2,), (1,)))
-    assert "probabilities" in binary.diagnose([logits.sigmoid()], labels).sentence
+    sure_somewhere = torch.cat([logits, 5 * torch.ones_like(logits), -5 * torch.ones_like(logits)], 2).sigmoid()
+    assert "probabilities" in binary.diagnose([sure_somewhere], labels.repeat(1, 3, 1)).sentence
     assert "probabilities" not in binary.diagnose([logits], labels).sentence
 
 

@@ -32,8 +32,10 @@ from mmgl_losses.losses.overlap import (
     check_class_weights,
     check_classes,
     check_regions,
+    like_probabilities,
     of_classes,
     of_regions,
+    warn_of_probabilities,
 )
 from mmgl_losses.sampling import resample
 
@@ -247,12 +249,8 @@ class DeepSupervisionDice(MultiScale[Reduced]):
         levels, weights = self.levels("logits", logits)
         with torch.no_grad():
             losses = _losses(levels, labels, options)
-            return Diagnostics(
-                tuple(
-                    _diagnosed(*level, weight, loss, labels.long(), options)
-                    for level, weight, loss in zip(levels.items(), weights, losses, strict=True)
-                )
-            )
+            each, y = zip(levels.items(), weights, losses, strict=True), labels.long()
+            return Diagnostics(tuple(_diagnosed(*level, weight, loss, y, options) for level, weight, loss in each))
 
 
 def _losses(levels: dict[str, Tensor], labels: Tensor, options: DiceOptions) -> list[Tensor]:
@@ -273,6 +271,8 @@ def _checked(levels: dict[str, Tensor], labels: Tensor, options: DiceOptions) ->
             check_channels(name, logits.shape[1], options.regions, options.class_weights, options.first)
             check_classes(y, logits.shape[1], options.label_sets or None, options.ignore_index)
             seen.add(logits.shape[1])
+        if options.regions is None:
+            warn_of_probabilities(logits, name)
         pairs.append((logits, y))
     return pairs
 
@@ -344,13 +344,5 @@ def _diagnosed(
         positives=0.0,
         classes=dict(enumerate(classes.tolist(), start=options.first)),
         not_finite=int((~logits.isfinite()).any(1).sum()),
-        probabilities=_like_probabilities(logits, regions=options.regions is not None),
+        probabilities=like_probabilities(logits, regions=options.regions is not None),
     )
-
-
-def _like_probabilities(logits: Tensor, *, regions: bool) -> bool:
-    """Whether all numbers are from 0 to 1 and, without regions, those of a point add up to 1; all 0 are logits."""
-    if not bool(((logits >= 0) & (logits <= 1)).all()) or not bool(logits.any()):
-        return False
-    sums = logits.double().sum(1)
-    return regions or bool(torch.isclose(sums, torch.ones_like(sums), atol=0.02).all())

@@ -1,5 +1,6 @@
 """What predictions and labels have in common, in sums: class by class, or region by region where those overlap."""
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -59,6 +60,27 @@ def check_classes(
         values = labels[wrong].unique()[:5].tolist()
         cure = "" if ignore_index is not None else "Pass `ignore_index` for a label that is to be left out."
         raise ValueError(message(f"`labels` in {known}", values, cure))
+
+
+def like_probabilities(logits: Tensor, *, regions: bool) -> bool:
+    """Whether (B, C, *spatial) looks like the output of a softmax, or, with regions, of a sigmoid."""
+    values = logits.detach().float()
+    least, most = (x.item() for x in values.aminmax()) if values.numel() else (-1.0, 2.0)
+    if not 0 <= least <= most <= 1:
+        return False
+    if regions:
+        return least < 0.1 and most > 0.9
+    return bool(((values.sum(1) - 1).abs() < 0.02).all())
+
+
+def warn_of_probabilities(logits: Tensor, name: str) -> None:
+    """Looks at a few points, where that waits for nothing: numbers that add up to 1 in all of them are no chance."""
+    if checks.readable(logits) and like_probabilities(logits.flatten(2)[..., :64], regions=False):
+        cure = (
+            "Pass what the network gives before softmax: this loss takes the softmax itself, and of probabilities it "
+        )
+        cure += "has a value but hardly a gradient."
+        warnings.warn(f"`{name}` look like probabilities, and not like logits. {cure}", stacklevel=2)
 
 
 def of_classes(
