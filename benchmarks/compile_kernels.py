@@ -154,15 +154,20 @@ def beyond(use: Use, used: Resources) -> list[str]:
     return [*found, *([f"{used.stack} bytes of stack, at most {most}"] if used.stack > most else [])]
 
 
+def judged(use: Use, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a report, old or new, held against the bounds of today."""
+    kept = {key: value for key, value in row.items() if key != "beyond"}
+    broken = "failed" not in row and beyond(use, Resources(*(row[name] for name in Resources._fields)))
+    return kept | ({"beyond": broken} if broken else {})
+
+
 def attempt(use: Use, arch: int) -> dict[str, Any]:
     """A row of the report: what a use takes, or why it does not compile."""
     row: dict[str, Any] = {"use": str(use), "arch": arch, "tried": use.tried}
     start = time.monotonic()
     try:
         used = resources(compiled(use, arch), arch)
-        row |= used._asdict()
-        if broken := beyond(use, used):
-            row["beyond"] = broken
+        row = judged(use, row | used._asdict())
     except Exception as error:  # a kernel that does not compile is a result
         row["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
             :200
@@ -227,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     before = read(options.out)
     ids = [identity(use, arch) for arch, use in chosen]
-    rows = [before[name] for name in ids if name in before]
+    rows = [judged(use, before[name]) for name, (_, use) in zip(ids, chosen, strict=True) if name in before]
     left = [(name, arch, use) for name, (arch, use) in zip(ids, chosen, strict=True) if name not in before]
     with ProcessPoolExecutor(options.jobs) as pool:
         attempts = pool.map(attempt, [use for _, _, use in left], [arch for _, arch, _ in left])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import roofline
-from benchmarks.compile_kernels import SHARED, Resources, attempt, beyond, bounds, compiled, resources
+from benchmarks.compile_kernels import SHARED, Resources, attempt, beyond, bounds, compiled, judged, resources
 from benchmarks.kernel_uses import Use, kernel, listed, spread
 from mmgl_losses.contrast import fused, pose
 
@@ -106,6 +106,9 @@ def test_what_takes_too_much_is_beyond_its_bounds():
     single = usual("weigh", "float32", 64, 90)
     assert beyond(single, good._replace(blocks=1, stack=64)) == []
     assert beyond(single, good._replace(stack=72)) == ["72 bytes of stack, at most 64"]
+    row = {"arch": 90, **good._replace(stack=8)._asdict()}
+    assert judged(use, row | {"beyond": ["of other bounds"]}) == row | {"beyond": ["8 bytes of stack, at most 0"]}
+    assert judged(single, row | {"beyond": ["of other bounds"]}) == row
 
 
 def test_kernels_take_turns_before_variants():
