@@ -58,6 +58,16 @@ def usual(kernel: str, dtype: str, width: int, arch: int) -> Use:
     return found[0]
 
 
+def test_the_tightest_gradient_of_sm_80_spills_nothing():
+    """Weighted keys in chunks, both sides at once, the widest features that have an aim: the most that a thread holds."""
+    wanted = {"ROWS": True, "COLUMNS": True, "WEIGHTED": True, "SHIFTED": False, "WHOLE": False, "SELF": "same"}
+    uses = [use for use in listed(("float16",), (128,), 80) if use.name == "weigh"]
+    found = [use for use in uses if all(use.options[name] == value for name, value in wanted.items())]
+    assert found
+    used = resources(compiled(found[0], 80), 80)
+    assert (used.stack, used.blocks) == (0, 2)
+
+
 def test_every_kind_of_launch_is_listed():
     """Keys of three kinds; with weights or without; with a shift, a maximum, or both; sides of the backward; formulas."""
     uses, names = listed(("bfloat16",), (64,), 90), ("SELF", "WEIGHTED", "SHIFTED", "ROWS", "COLUMNS", "WHOLE", "UNIT")
