@@ -105,11 +105,10 @@ class Bounds(NamedTuple):
     stack: int
 
 
-# By kernel and whether operands are of half precision, for features of more than 128 numbers. Gradients so wide do not
-# fit into registers. So these are no aims: they are a little above the most that any launch was seen to take.
+# By kernel and whether operands are of half precision, for features of more than 128 numbers.
 WIDE = {
-    ("credit", True): Bounds(2, 0), ("rows", True): Bounds(2, 0), ("weigh", True): Bounds(1, 64),
-    ("credit", False): Bounds(2, 256), ("rows", False): Bounds(2, 256), ("weigh", False): Bounds(2, 640),
+    ("credit", True): Bounds(2, 0), ("rows", True): Bounds(2, 0), ("weigh", True): Bounds(1, 0),
+    ("credit", False): Bounds(2, 256), ("rows", False): Bounds(2, 256), ("weigh", False): Bounds(2, 512),
 }  # fmt: skip
 
 

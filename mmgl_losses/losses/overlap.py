@@ -65,7 +65,9 @@ def check_classes(
 def like_probabilities(logits: Tensor, *, regions: bool) -> bool:
     """Whether (B, C, *spatial) looks like the output of a softmax, or, with regions, of a sigmoid."""
     values = logits.detach().float()
-    least, most = (x.item() for x in values.aminmax()) if values.numel() else (-1.0, 2.0)
+    if not values.numel():
+        return False
+    least, most = (x.item() for x in values.aminmax())
     if not 0 <= least <= most <= 1:
         return False
     if regions:
@@ -76,11 +78,11 @@ def like_probabilities(logits: Tensor, *, regions: bool) -> bool:
 def warn_of_probabilities(logits: Tensor, name: str) -> None:
     """Looks at a few points, where that waits for nothing: numbers that add up to 1 in all of them are no chance."""
     if checks.readable(logits) and like_probabilities(logits.flatten(2)[..., :64], regions=False):
-        cure = (
-            "Pass what the network gives before softmax: this loss takes the softmax itself, and of probabilities it "
+        warnings.warn(
+            f"`{name}` look like probabilities, and not like logits. Pass what the network gives before softmax: this "
+            "loss takes the softmax itself, and of probabilities it has a value but hardly a gradient.",
+            stacklevel=2,
         )
-        cure += "has a value but hardly a gradient."
-        warnings.warn(f"`{name}` look like probabilities, and not like logits. {cure}", stacklevel=2)
 
 
 def of_classes(

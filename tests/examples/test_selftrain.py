@@ -126,10 +126,8 @@ class KilledError(Exception):
     """In place of a signal."""
 
 
-@pytest.mark.parametrize("step", [2, 4])
-def test_a_killed_run_ends_as_an_undisturbed_one(
-    step: int, data: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def run_killed(chosen: config.Run, out: Path, cache: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed in a step of self-training, and goes on to its end."""
     original = StageModule.training_step
 
     def killed(self: StageModule, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -140,8 +138,15 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     with monkeypatch.context() as context:
         context.setattr(StageModule, "training_step", killed)
         with pytest.raises(KilledError):
-            run(small(data), tmp_path / "run", cache=data.parent / "cache")
-    run(small(data), tmp_path / "run", cache=data.parent / "cache")
+            run(chosen, out, cache=cache)
+    run(chosen, out, cache=cache)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_killed_run_ends_as_an_undisturbed_one(
+    step: int, data: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_killed(small(data), tmp_path / "run", data.parent / "cache", step, monkeypatch)
     assert same(files.load(tmp_path / "run" / "model.pt")["state_dict"], files.load(done / "model.pt")["state_dict"])
     assert curves(tmp_path / "run" / "2-selftrain") == curves(done / "2-selftrain")
 
@@ -292,19 +297,8 @@ def test_a_killed_run_with_contrast_ends_as_an_undisturbed_one(
     kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = replace(small(data), method=methods.load(config.Method, f"{BESIDE}:{kind}"))
-    original = StageModule.training_step
-
-    def killed(self: StageModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if (self.stage.name, self.global_step) == ("selftrain", 4):
-            raise KilledError
-        return original(self, batch, batch_idx)
-
     run(chosen, tmp_path / "whole", cache=data.parent / "cache")
-    with monkeypatch.context() as context:
-        context.setattr(StageModule, "training_step", killed)
-        with pytest.raises(KilledError):
-            run(chosen, tmp_path / "run", cache=data.parent / "cache")
-    run(chosen, tmp_path / "run", cache=data.parent / "cache")
+    run_killed(chosen, tmp_path / "run", data.parent / "cache", 4, monkeypatch)
     whole, again = (files.load(tmp_path / name / "model.pt")["state_dict"] for name in ("whole", "run"))
     assert same(whole, again)
     assert not any("points" in key or "net" in key for key in whole)

@@ -1,5 +1,6 @@
 """Contrast of points beside self-training, and what it shares with the other stages: parts by name, and places."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,11 @@ def build(part: Part, kind: plugins.Kind, classes: int, *args: Any) -> nn.Module
     """A head or a loss by its name, with ``"classes"`` among its options replaced by their number."""
     options = {key: classes if value == "classes" else value for key, value in part.options.items()}
     return plugins.create(kind, part.name, *args, **options)
+
+
+def heads(taps: Sequence[str], head: Part, classes: int) -> dict[str, Callable[[int], nn.Module]]:
+    """What makes the head of each tap, with its own options."""
+    return {tap: partial(build, part, "head", classes) for tap, part in zip(taps, head.each(len(taps)), strict=True)}
 
 
 def places(images: Tensor, cell: int) -> Tensor:
@@ -37,10 +43,7 @@ class PointContrast(nn.Module):
     def __init__(self, tapped: nn.Module, contrast: Contrast, *, classes: int, example: Tensor) -> None:
         super().__init__()
         self.contrast, self.loss = contrast, build(contrast.loss, "loss", classes)
-        parts = contrast.head.each(len(contrast.taps))
-        heads = {f"net.{tap}": partial(build, part, "head", classes)
-                 for tap, part in zip(contrast.taps, parts, strict=True)}  # fmt: skip
-        self.tapped = attach_heads(tapped, example, heads)
+        self.tapped = attach_heads(tapped, example, heads([f"net.{x}" for x in contrast.taps], contrast.head, classes))
 
     def of_labels(self, images: Tensor, labels: Tensor) -> tuple[Any, Tensor]:
         """What the tapped network gives for images, and the contrast of points by their labels (N, *spatial)."""

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from inspect import signature
 from typing import Any, Self
 
@@ -20,7 +19,7 @@ from examples.mmwhs.train.components import component
 from examples.mmwhs.train.config import Schedule, Stage
 from examples.mmwhs.train.evaluate import scores
 from examples.mmwhs.train.parts import Part
-from examples.mmwhs.train.points import PointContrast, build, places
+from examples.mmwhs.train.points import PointContrast, build, heads, places
 from mmgl_losses import MeanTeacher, attach_heads, copy_paste, pseudo_labels
 
 Batch = Mapping[str, Any]
@@ -78,11 +77,7 @@ class StageModule(lightning.LightningModule):
         if stage.taps and stage.head is not None:
             images = torch.rand(2 * stage.copies, 1, *shape)
             labels = torch.randint(classes, (len(images), *shape))
-            heads = {
-                tap: partial(build, part, "head", classes)
-                for tap, part in zip(stage.taps, stage.head.each(len(stage.taps)), strict=True)
-            }
-            self.tapped = attach_heads(trained, images, heads, output=stage.output)
+            self.tapped = attach_heads(trained, images, heads(stage.taps, stage.head, classes), output=stage.output)
             self.tapped.eval()  # the pass below leaves running statistics alone
             positions, planes = torch.rand(2), torch.zeros(2, dtype=torch.long)
             marks = labels if stage.labels or stage.moves_places else None
